@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def require_space(path: str | os.PathLike, size: int) -> None:
 def explain(path: str | os.PathLike, error: OSError) -> str:
     """What went wrong with `path` and what to do about it."""
     folder = Path(os.path.realpath(path)).parent
-    match error.errno:
+    # NumPy reports a file that took only part of an array, and no error number
+    number = errno.ENOSPC if error.errno is None and " requested and " in str(error) else error.errno
+    match number:
         case errno.ENOSPC | errno.EDQUOT:
             return (
                 f"{path}: not written, no space left on the disk (or quota) that holds {folder}. "
@@ -127,7 +130,11 @@ def _swap_folders(partial: Path, final: Path) -> None:
 
 def _remove(partial: Path) -> None:
     if partial.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
+        for _ in range(20):  # a thread of Zarr may still be writing a chunk into it
+            shutil.rmtree(partial, ignore_errors=True)
+            if not partial.exists():
+                break
+            time.sleep(0.05)
     else:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ import numpy as np
 from .. import __version__
 from ..errors import InputError
 from ..series import TiltSeries
+from .new_hdf5 import new_hdf5, put
 from .outgoing import Outgoing, outgoing
 from .raw import guarded
 
@@ -46,14 +47,14 @@ _UNITS = {"tilt": "rad", "shift": "px", "rotation": "rad", "second_tilt": "rad",
 
 def write_hdf5(partial: Path, out: Outgoing) -> None:
     """Writes the volume or the images, and for a Reconstruction all that goes with it."""
-    with h5py.File(partial, "w") as file:
+    with new_hdf5(partial) as file:
         file.attrs.update(format="jaxtomo", version=__version__, layout=LAYOUT, conventions=CONVENTIONS)
         if out.is_series and out.series is not None:
             _write_series(file.create_group("exchange"), out.series, out)
             if out.voxel_nm:
                 detector = file.create_group("measurement/instrument/detector")
                 for name in ("pixel_size_x", "pixel_size_y"):
-                    detector.create_dataset(name, data=out.voxel_nm).attrs["units"] = "nm"
+                    put(detector, name, out.voxel_nm).attrs["units"] = "nm"
             return
         _write_array(file, "volume", out, "voxel_nm")
         if out.result is not None:
@@ -69,6 +70,7 @@ def _write_array(group: h5py.Group, name: str, out: Outgoing, size: str) -> None
     )
     for index, block in out.slabs(chunk[-3]):
         data[index] = block
+    data.flush()  # an error that comes when HDF5 lets go of the dataset would be lost
     data.attrs["axes"] = " ".join(out.axes)
     if out.voxel_nm:
         data.attrs[size] = out.voxel_nm
@@ -80,20 +82,20 @@ def _write_result(file: h5py.File, result: Reconstruction) -> None:
     for field in dataclasses.fields(result.pose):
         value = getattr(result.pose, field.name)
         if value is not None:
-            pose.create_dataset(field.name, data=np.asarray(value)).attrs["units"] = _UNITS.get(field.name, "")
+            put(pose, field.name, np.asarray(value)).attrs["units"] = _UNITS.get(field.name, "")
     _write_tree(file.create_group("history"), result.history)
     _write_tree(file.create_group("metrics"), result.metrics)
 
 
 def _write_series(group: h5py.Group, series: TiltSeries, out: Outgoing) -> None:
     _write_array(group, "data", out, "pixel_nm")
-    group.create_dataset("theta", data=series.tilt_deg).attrs["units"] = "deg"
+    put(group, "theta", series.tilt_deg).attrs["units"] = "deg"
     group.attrs.update(
         tilt_axis_deg=series.tilt_axis_deg, source=str(series.source), provenance=_json(dict(series.provenance))
     )
     for name in ("mask", "exposure_order"):
         if getattr(series, name) is not None:
-            group.create_dataset(name, data=np.asarray(getattr(series, name)), compression="gzip", compression_opts=1)
+            put(group, name, np.asarray(getattr(series, name)), compression="gzip", compression_opts=1)
 
 
 def _write_tree(group: h5py.Group, tree: Mapping[str, Any]) -> None:
@@ -103,9 +105,9 @@ def _write_tree(group: h5py.Group, tree: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             _write_tree(group.create_group(name), value)
         elif isinstance(value, str) or value is None or np.asarray(value).dtype.kind not in "fiubc":
-            group.create_dataset(name, data=_json(value)).attrs["json"] = True
+            put(group, name, _json(value)).attrs["json"] = True
         else:
-            group.create_dataset(name, data=np.asarray(value))
+            put(group, name, np.asarray(value))
 
 
 def _read_tree(group: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from .new_hdf5 import new_hdf5, put
 from .outgoing import Outgoing, without_channels
 
 _CHUNK = 32  # voxels: slabs come in along z, and z is the last axis of the file
@@ -22,7 +23,7 @@ _CHUNK = 32  # voxels: slabs come in along z, and z is the last axis of the file
 def write_emd(partial: Path, out: Outgoing) -> None:
     """Writes the volume, or the images with their angles, as float32."""
     without_channels(out)
-    with h5py.File(partial, "w") as file:
+    with new_hdf5(partial) as file:
         file.attrs.create("version_major", 0, dtype="<u4")
         file.attrs.create("version_minor", 2, dtype="<u4")
         group = file.create_group("data/tomography")
@@ -39,6 +40,7 @@ def _write_volume(group: h5py.Group, out: Outgoing) -> h5py.Dataset:
     data = group.create_dataset("data", (nx, ny, nz), "<f4", chunks=chunk[::-1])
     for (sections,), block in out.slabs(chunk[0]):
         data[:, :, sections] = block.transpose(2, 1, 0)
+    data.flush()
     for number, (name, n) in enumerate(zip("xyz", (nx, ny, nz), strict=True), 1):
         _length(group, number, name, n, out.voxel_nm)
     return data
@@ -49,6 +51,7 @@ def _write_images(group: h5py.Group, out: Outgoing) -> h5py.Dataset:
     data = group.create_dataset("data", (tilts, nx, ny), "<f4", chunks=(1, nx, ny))
     for (sections,), block in out.slabs():
         data[sections] = np.rot90(block, 1, axes=(1, 2))
+    data.flush()
     _dim(group, 1, "angles", "[deg]", out.tilt_deg)
     _length(group, 2, "y", nx, out.voxel_nm)
     _length(group, 3, "x", ny, out.voxel_nm)
@@ -62,7 +65,7 @@ def _length(group: h5py.Group, number: int, name: str, n: int, voxel_nm: float |
 
 
 def _dim(group: h5py.Group, number: int, name: str, units: str, values) -> None:
-    dim = group.create_dataset(f"dim{number}", data=np.asarray(values, "<f4"))
+    dim = put(group, f"dim{number}", np.asarray(values, "<f4"))
     _text(dim, "name", name)
     _text(dim, "units", units)
 

@@ -27,7 +27,7 @@ def write_zarr(partial: Path, out: Outgoing) -> None:
     root = zarr.create_group(store=str(partial), zarr_format=3)
     level = _create(root, "0", out)
     for index, block in out.slabs(level.chunks[-3]):
-        level[index] = block
+        _put(level, index, block)
     datasets = [_dataset(0, out, halved)]
     while max(n for n, half in zip(level.shape, halved, strict=True) if half) > _SMALLEST:
         level = _halve(root, str(len(datasets)), level, halved, out)
@@ -66,8 +66,21 @@ def _halve(root: Any, name: str, finer: Any, halved: tuple[bool, ...], out: Outg
     step = 2 if halved[-3] else 1
     for index, block in replace(out, array=finer).slabs(step * level.chunks[-3]):
         *channel, sections = index
-        level[(*channel, slice(sections.start // step, -(-sections.stop // step)))] = _means(block, halved[-3:])
+        coarser = slice(sections.start // step, -(-sections.stop // step))
+        _put(level, (*channel, coarser), _means(block, halved[-3:]))
     return level
+
+
+def _put(level: Any, index: tuple, block: np.ndarray) -> None:
+    """Writes a slab chunk after chunk: of several at once, Zarr's threads go on writing some when one has failed."""
+    *channel, sections = index
+    depth, height, width = level.chunks[-3:]
+    for z in range(0, block.shape[0], depth):
+        for y in range(0, block.shape[1], height):
+            for x in range(0, block.shape[2], width):
+                part = block[z : z + depth, y : y + height, x : x + width]
+                here = (slice(at, at + n) for at, n in zip((sections.start + z, y, x), part.shape, strict=True))
+                level[(*channel, *here)] = part
 
 
 def _means(block: np.ndarray, halved: tuple[bool, ...]) -> np.ndarray:
