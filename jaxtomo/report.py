@@ -1,0 +1,351 @@
+"""The report on one reconstruction: a single HTML file that needs nothing else, now or in ten years."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import findings, plot, viewer
+from .data import Reconstruction
+from .findings import Fit, Number
+from .io.atomic import replacing
+from .viewer import escape
+
+PICTURE = 640  # voxels: a longer slice is binned before it is put into the page
+
+
+def report(path, result: Reconstruction) -> Path:
+    """Write what `result` holds, and what to think of it, to `path` as one HTML file of a few MB; returns the path.
+
+    The volume is projected once to be compared with the images it came from. Whatever is missing (metrics, the tilt
+    series, shifts, a history) leaves its section out or says so. The file appears whole or not at all.
+    """
+    fit = findings.fit(result)
+    source = "reconstruction" if result.series is None else Path(result.series.source).name
+    sections = [
+        _summary(result, fit),
+        _volume(result),
+        *([_agreement(fit, result)] if fit is not None else []),
+        _alignment(result),
+        _convergence(result),
+        _quality(result),
+        _provenance(result),
+        _settings(result),
+    ]
+    links = "".join(f'<a href="#{name}">{name.capitalize()}</a>' for name, _, _ in sections)
+    body = (
+        f'<header><p class="kind">Tomography report</p><h1>{escape(source)}</h1><p class="lead">{escape(_lead(result))}'
+        f'</p></header><nav aria-label="Sections">{links}</nav><main>'
+        + "".join(f'<section id="{n}"><h2>{escape(t)}</h2>{content}</section>' for n, t, content in sections)
+        + "</main>"
+    )
+    with replacing(path) as partial:
+        partial.write_text(viewer.page(f"{source}: tomography report", body), encoding="utf-8")
+    return Path(path)
+
+
+Section = tuple[str, str, str]
+
+
+def _summary(result: Reconstruction, fit: Fit | None) -> Section:
+    numbers = findings.headline(result, fit)
+    cards = "".join(
+        f'<div class="card {n.state}"><dt>{escape(n.name)}</dt><dd class="value">{escape(n.value)}</dd>'
+        f"<dd>{escape(n.detail)}</dd>{_state(n)}</div>"
+        for n in numbers
+    )
+    warned, limits = findings.warnings(result, fit), findings.limits(result)
+    parts = [f'<dl class="cards">{cards}</dl>']
+    if result.message:
+        parts.append(f'<p class="message"><b>Why it stopped.</b> {escape(result.message)}</p>')
+    title = "To check" if warned else "Nothing conspicuous was found"
+    parts.append(
+        f'<div class="two"><div class="box {"warn" if warned else "calm"}"><h3>{title}</h3>{_list(warned)}</div>'
+    )
+    parts.append(f'<div class="box"><h3>What this geometry cannot show</h3>{_list(limits)}</div></div>')
+    rows = [(n.name, n.meaning) for n in numbers if n.meaning]
+    parts.append(f"<details><summary>How to read these numbers</summary>{_table(rows)}</details>")
+    return "summary", "Summary", "".join(parts)
+
+
+def _state(number: Number) -> str:
+    return f'<dd class="state">{number.state}</dd>' if number.state else ""
+
+
+def _lead(result: Reconstruction) -> str:
+    shape = " × ".join(map(str, result.volume.shape))
+    tilts = np.size(result.pose.tilt)
+    return f"{shape} voxels [z, y, x] from {tilts} tilt{'s' if tilts != 1 else ''}"
+
+
+def _volume(result: Reconstruction) -> Section:
+    volume = np.asarray(findings.first_channel(result.volume, 3))
+    at = _look_at(volume)
+    factor = -(-max(volume.shape) // PICTURE)
+    drawn = plot.slices(viewer.shrink(volume, factor), at, result.voxel_nm, volume.shape)
+    binned = f" Binned {factor}-fold for this page." if factor > 1 else ""
+    slices = _figure(
+        drawn,
+        "Three orthogonal slices of the volume",
+        f"Slices through voxel z {at[0]}, y {at[1]}, x {at[2]}, with one grey window (all but 0.1 % of the values at "
+        f"either end) and one scale. The beam at zero tilt runs along z; the specimen was turned about y.{binned}",
+    )
+    view, said = viewer.volume_view(volume, at, result.voxel_nm)
+    how = (
+        "Drag in a slice to move the crosshair; drag the 3-D view to turn it. After a click on a view the arrow keys "
+        "and the mouse wheel work on it. Cut opens the volume at the z slice."
+    )
+    caption = f'<figcaption class="below">{how} {escape(said)}</figcaption>'
+    return "volume", "Volume", f'{slices}<figure class="panel screen">{view}{caption}</figure>'
+
+
+def _look_at(volume: np.ndarray) -> tuple[int, ...]:
+    """The middle of the volume or, along an axis where the middle is nearly empty, the plane with most in it."""
+    step = max(1, max(volume.shape) // 128)
+    power = np.nan_to_num(volume[::step, ::step, ::step].astype(np.float64), posinf=0.0, neginf=0.0)
+    largest = np.abs(power).max(initial=0)
+    power = (power / largest) ** 2 if largest > 0 else power
+    at = []
+    for axis, n in enumerate(volume.shape):
+        profile = power.sum(tuple(k for k in range(3) if k != axis))
+        best = int(profile.argmax()) * step
+        at.append(n // 2 if profile[n // 2 // step] >= 0.25 * profile.max() else min(best, n - 1))
+    return tuple(at)
+
+
+def _agreement(fit: Fit, result: Reconstruction) -> Section:
+    chart = plot.residuals(fit.tilt_deg, fit.relative, fit.ratio, fit.outliers)
+    row = fit.measured.shape[1] // 2
+    sinogram = plot.sinogram(fit.measured[:, row], fit.predicted[:, row], fit.tilt_deg, result.voxel_nm)
+    parts = (
+        _figure(
+            chart,
+            "Residual and intensity ratio per tilt",
+            "Above: RMS of measured minus predicted over RMS of measured, for each tilt; dashed, the median; orange, "
+            "tilts that stand out. Below: total measured over total predicted intensity; a smooth curve near 1 is "
+            "right, jumps mean that the brightness changed between images. Click a bar to see its images below.",
+        ),
+        _tilt_images(fit, chart),
+        _figure(
+            sinogram,
+            "Sinogram of the central row: measured, predicted, residual",
+            f"Image row y = {row} over all tilts. Jagged edges are shifts between tilts, which the prediction should "
+            "repeat; in the residual, stripes along a row are intensity jumps, and bands that follow the edges of the "
+            "object a wrong rotation centre or axis.",
+            "sharp",
+        ),
+    )
+    return "fit", "Fit to the images", "".join(parts)
+
+
+def _tilt_images(fit: Fit, chart) -> str:
+    """The slider over tilt images, tied to the cursor of `chart`."""
+    count = fit.tilt_deg.size
+    order = np.argsort(fit.tilt_deg, kind="stable")
+    worst = int(np.argmax(fit.relative[order]))
+    shown = order[viewer.tilts_that_fit(count, fit.measured.shape[1:], worst)]
+    place = chart.axes[0].transData.transform(
+        np.column_stack([[fit.tilt_deg[0], *fit.tilt_deg[shown]], np.zeros(shown.size + 1)])
+    )
+    moved = (place[1:, 0] - place[0, 0]) * 72 / chart.dpi  # an SVG counts in points
+    facts = [
+        f"{findings.degrees(fit.tilt_deg[i])}, image {i}, residual {findings.percent(fit.relative[i])}"
+        for i in map(int, shown)
+    ]
+    nearest = int(np.argmin(np.abs(fit.tilt_deg[shown])))
+    view = viewer.tilt_view(fit.measured[shown], fit.predicted[shown], facts, moved, nearest)
+    which = "all tilts" if shown.size == count else f"{shown.size} of {count} tilts, the worst among them"
+    return (
+        f'<figure class="panel">{view}<figcaption class="below">Tilt images, y (the tilt axis) up: {which}, binned to '
+        f"{viewer.SIDE} pixels or less. In the residual, red is measured more than predicted. Outlines there point to "
+        "misalignment; noise is what should remain.</figcaption></figure>"
+    )
+
+
+def _alignment(result: Reconstruction) -> Section:
+    tilt = np.rad2deg(np.asarray(result.pose.tilt, np.float64))
+    order = np.argsort(tilt, kind="stable")
+    panels = []
+    if result.pose.shift is not None:
+        shift = np.asarray(result.pose.shift, np.float64)
+        panels += [
+            ("shift u, px", tilt[order], {"u": shift[order, 0]}),
+            ("shift v, px", tilt[order], {"v": shift[order, 1]}),
+        ]
+    for name, unit, scale in (
+        ("rotation", "°", 180 / np.pi),
+        ("magnification", "", 1.0),
+        ("second_tilt", "°", 180 / np.pi),
+    ):
+        value = getattr(result.pose, name)
+        if value is not None:
+            label = name.replace("_", " ") + (f", {unit}" if unit else "")
+            panels.append((label, tilt[order], {name: scale * np.asarray(value, np.float64)[order]}))
+    parts = []
+    if panels:
+        drawn = plot.lines(panels, "tilt, °", width=plot.WIDE, height=1.15)
+        caption = (
+            "Pose of each tilt: u across the tilt axis, v along it. A damaged or mistracked image stands out as a jump."
+        )
+        parts.append(_figure(drawn, "Shift of each tilt", caption))
+    else:
+        parts.append("<p>Nominal poses: no shift, rotation or magnification was applied to any image.</p>")
+    details = result.settings.get("alignment")
+    if isinstance(details, Mapping):
+        parts.append(_alignment_details(details, tilt, order))
+    said = {} if result.series is None else result.series.provenance
+    said = {k: v for k, v in said.items() if k in ("alignment", "background", "tilt_axis", "shift", "mask")}
+    if said:
+        parts.append(_table((k.replace("_", " "), v) for k, v in said.items()))
+    return "alignment", "Alignment", "".join(parts)
+
+
+def _alignment_details(details: Mapping, tilt: np.ndarray, order: np.ndarray) -> str:
+    """Curves one value a tilt are drawn over the tilts, pairs `{"x": …, "y": …}` as they are; the rest is a table."""
+    figures, rows = [], []
+    for name, value in details.items():
+        label = str(name).replace("_", " ")
+        if isinstance(value, Mapping) and {"x", "y"} <= set(value):
+            x, y = _numbers(value["x"]), _numbers(value["y"])
+            if x is not None and y is not None and x.size == y.size:
+                figures.append(_figure(plot.lines([(label, x, {label: y})], str(value.get("xlabel", ""))), label, ""))
+                continue
+        curve = _numbers(value)
+        if curve is not None and curve.size == tilt.size and curve.size > 1:
+            figures.append(_figure(plot.lines([(label, tilt[order], {label: curve[order]})], "tilt, °"), label, ""))
+        else:
+            rows.append((label, _short(value)))
+    return (f'<div class="two left">{"".join(figures)}</div>' if figures else "") + (_table(rows) if rows else "")
+
+
+def _convergence(result: Reconstruction) -> Section:
+    curves = {str(k): _numbers(v) for k, v in result.history.items()}
+    curves = {k: v for k, v in curves.items() if v is not None and v.size and np.isfinite(v).any()}
+    if not curves:
+        return "convergence", "Convergence", "<p>No history was recorded.</p>"
+    names = sorted(curves, key=lambda k: (k != "misfit", k))
+    if max(v.size for v in curves.values()) == 1:
+        rows = [(k, f"{curves[k][0]:.5g}") for k in names]
+        return "convergence", "Convergence", "<p>A single step, so there is no curve.</p>" + _table(rows)
+    figures = []
+    for name in names[:8]:
+        x = np.arange(1, curves[name].size + 1)
+        label = name.replace("_", " ")
+        drawn = plot.lines([(label, x, {label: curves[name]})], "step", log=True, height=2.1)
+        figures.append(_figure(drawn, f"{label} per step", ""))
+    note = (
+        "<p>A curve that still falls steeply at the end wants more steps; a flat one has nothing more to give. "
+        "A falling misfit alone is not success: late steps of an unregularised method fit noise.</p>"
+    )
+    return "convergence", "Convergence", f'{note}<div class="two left">{"".join(figures)}</div>'
+
+
+def _quality(result: Reconstruction) -> Section:
+    metrics, nm = result.metrics, result.voxel_nm
+    left = ""
+    frequency, curve = _numbers(metrics.get("fsc_frequency")), _numbers(metrics.get("fsc_curve"))
+    if frequency is not None and curve is not None and frequency.size == curve.size > 1:
+        left = _figure(
+            plot.fsc(findings.per_voxel(frequency, nm), curve, nm),
+            "Fourier shell correlation of even and odd tilts",
+            "Agreement of two volumes from even and odd tilts, by feature size. The thresholds 0.5 and 0.143 are "
+            f"dashed; {metrics.get('fsc_mask', 'mask not recorded')}. The halves share the missing wedge, the "
+            "alignment and the prior, so this bounds repeatability, not truth.",
+        )
+    rows = [(k, _short(v)) for k, v in _flat(metrics) if _numbers(v) is None or np.size(v) == 1]
+    right = _table(rows) if rows else ""
+    if not left and not right:
+        return "quality", "Quality numbers", "<p>No quality numbers were computed for this run.</p>"
+    return "quality", "Quality numbers", f'<div class="two">{left}<div>{right}</div></div>' if left else right
+
+
+def _provenance(result: Reconstruction) -> Section:
+    series = result.series
+    if series is None:
+        return "provenance", "Where every number came from", "<p>No tilt series is stored with this result.</p>"
+    tilt = series.tilt_deg
+    values = {
+        "images": f"{series.images.shape} {series.images.dtype}",
+        "tilt_deg": f"{tilt.size} angles, {findings.degrees(tilt.min())} to {findings.degrees(tilt.max())}"
+        if tilt.size
+        else "none",
+        "pixel_nm": f"{series.pixel_nm:.6g} nm" if series.pixel_nm else "unknown",
+        "tilt_axis": f"{series.tilt_axis_deg:.4g}° from y",
+    }
+    names = [*values, *(k for k in series.provenance if k not in values)]
+    rows = [(n.replace("_", " "), values.get(n, ""), series.provenance.get(n, "not recorded")) for n in names]
+    rows.insert(0, ("source", Path(series.source).name, series.source))
+    if series.mask is not None:
+        rows.append(
+            ("mask", f"{100 * np.mean(series.mask):.3g} % measured", "pixels never measured are left out of the fit")
+        )
+    body = _table(rows, ("what", "value", "from"))
+    angles = ", ".join(f"{t:.6g}" for t in tilt)
+    return (
+        "provenance",
+        "Where every number came from",
+        f"{body}<details><summary>All {tilt.size} angles, °</summary><p class='small'>{escape(angles)}</p></details>",
+    )
+
+
+def _settings(result: Reconstruction) -> Section:
+    shown = {k: v for k, v in result.settings.items() if k != "alignment"}  # has its own section
+    rows = [(name, _short(value)) for name, value in _flat(shown)]
+    if not rows:
+        return "settings", "Settings and versions", "<p>No settings were recorded.</p>"
+    text = json.dumps(result.settings, indent=1, default=str)
+    whole = f"<details><summary>As JSON</summary><pre>{escape(text[:200_000])}</pre></details>"
+    return "settings", "Settings and versions", f'<div class="columns">{_table(rows)}</div>{whole}'
+
+
+def _flat(values: Mapping, before: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name} · ")
+        else:
+            yield f"{before}{name}".replace("_", " "), value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        return f"{value:.5g}"
+    if isinstance(value, list | tuple | np.ndarray):
+        items = np.asarray(value, object).ravel()
+        text = ", ".join(_short(v) for v in items[:8])
+        return f"{text}, … ({items.size} values)" if items.size > 8 else text
+    return "none" if value is None else str(value)
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """`value` as a line of float64, or None if it is not one."""
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return None
+    return array.reshape(-1) if array.ndim <= 1 and value is not None else None
+
+
+def _figure(drawn, label: str, caption: str, kind: str = "") -> str:
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure class="{kind}">{plot.to_svg(drawn, label)}{below}</figure>'
+
+
+def _table(rows: Iterable[tuple], head: tuple[str, ...] = ()) -> str:
+    def line(row: tuple) -> str:
+        return (
+            f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>"
+        )
+
+    top = "<thead><tr>" + "".join(f'<th scope="col">{escape(h)}</th>' for h in head) + "</tr></thead>" if head else ""
+    return f"<table>{top}<tbody>{''.join(line(tuple(r)) for r in rows)}</tbody></table>"
+
+
+def _list(lines: Iterable[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
