@@ -129,12 +129,12 @@ def _swap_folders(partial: Path, final: Path) -> None:
 
 
 def _remove(partial: Path) -> None:
-    if partial.is_dir():
+    with contextlib.suppress(OSError):
+        if not partial.is_dir():
+            partial.unlink(missing_ok=True)
+            return
         for _ in range(20):  # a thread of Zarr may still be writing a chunk into it
             shutil.rmtree(partial, ignore_errors=True)
             if not partial.exists():
-                break
+                return
             time.sleep(0.05)
-    else:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

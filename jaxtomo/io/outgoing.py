@@ -56,10 +56,14 @@ class Outgoing:
         return 4 * math.prod(self.shape)
 
     def chunk(self, depth: int, height: int, width: int) -> tuple[int, ...]:
-        """A chunk of at most so many sections, rows and columns; of fewer sections where so many of them are huge."""
+        """A chunk of at most so many sections, rows and columns; of fewer sections where so many of them are huge.
+
+        Chunks at the end of an axis are padded in a file, so an axis is cut into nearly equal ones.
+        """
         *channels, sections, ny, nx = self.shape
-        depth = max(1, min(depth, sections, MOST_BYTES // (4 * ny * nx)))
-        return (1,) * len(channels) + (depth, min(height, ny), min(width, nx))
+        most = (max(1, min(depth, MOST_BYTES // (4 * ny * nx))), height, width)
+        counts = (-(-n // largest) for n, largest in zip((sections, ny, nx), most, strict=True))
+        return (1,) * len(channels) + tuple(-(-n // count) for n, count in zip((sections, ny, nx), counts, strict=True))
 
     def slabs(self, multiple: int = 1) -> Iterator[tuple[tuple, np.ndarray]]:
         """The array in order, as (index, float32 block of `[section, y, x]`), a multiple of `multiple` sections each.
@@ -119,14 +123,14 @@ def outgoing(name: str, thing: Any, voxel_nm: float | None = None) -> Outgoing:
         array = np.asarray(array)  # lists; and JAX arrays, whose every differently sized slice would be compiled
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name}: not written, its values are {array.dtype}. Give real numbers.")
-    if array.ndim not in (3, 4) or 0 in array.shape:
+    if len(array.shape) not in (3, 4) or 0 in array.shape:
         raise InputError(f"{name}: not written, an array of shape {array.shape} is no volume. Give [z, y, x].")
     size = found.voxel_nm if voxel_nm is None else voxel_nm
     if size is not None and not (np.isfinite(size) and size > 0):
         raise InputError(
             f"{name}: not written, a voxel size of {size} nm makes no sense. Give voxel_nm in nm, or None."
         )
-    axes = ("channel",) * (array.ndim - 3) + found.axes
+    axes = ("channel",) * (len(array.shape) - 3) + found.axes
     return replace(found, array=array, axes=axes, voxel_nm=None if size is None else float(size))
 
 

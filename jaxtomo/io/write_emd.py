@@ -71,5 +71,4 @@ def _dim(group: h5py.Group, number: int, name: str, units: str, values) -> None:
 
 
 def _text(where: h5py.Group | h5py.Dataset, name: str, value: str) -> None:
-    # one fixed-length string in an array: the one form that each of tomviz's readers, old and new, takes
-    where.attrs[name] = np.array([value.encode("ascii")])
+    where.attrs[name] = np.bytes_(value)  # fixed length, no array: what tomviz, ncempy and rosettasciio all take
