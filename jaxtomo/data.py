@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .errors import InputError
 from .series import TiltSeries
 
 
@@ -51,6 +52,124 @@ class Pose:
     def select(self, tilts) -> Pose:
         """The same pose with only `tilts`."""
         return jax.tree.map(lambda a: a[tilts], self)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, init=False)
+class Problem:
+    """What is asked of a solver: measured images, how they were taken, and how much each pixel is believed.
+
+    Arrays are in the axes of the kernels, tilt axis last, transposed here once. A pytree, so an argument of jitted
+    functions; `series` does not travel into them.
+
+    Attributes:
+        images: `[tilt, x, y]` float32.
+        weights: broadcasts against `images`; 0 where a pixel says nothing (unmeasured, held out, or looking past the
+            end of the volume along the tilt axis).
+        pose: how each tilt saw the specimen.
+        likelihood: `(predicted, measured, weights) -> misfit`; see `jaxtomo.likelihood`.
+        shape: (nz, nx, ny) of the volume.
+        footprint: of the projector.
+        series: where the images came from.
+    """
+
+    images: jax.Array
+    weights: jax.Array
+    pose: Pose
+    likelihood: Callable
+    shape: tuple[int, int, int]
+    footprint: Any
+    series: TiltSeries | None
+
+    def __init__(
+        self,
+        series: TiltSeries,
+        pose: Pose | None = None,
+        likelihood: Callable | None = None,
+        *,
+        weights=None,
+        thickness: int | None = None,
+        width: int | None = None,
+        footprint=None,
+    ):
+        """Pose a reconstruction problem.
+
+        Args:
+            series: the (aligned) tilt series; one channel.
+            pose: by default nominal at the series' angles.
+            likelihood: by default `jaxtomo.gaussian()`.
+            weights: extra weights, `[tilt]` or `[tilt, y, x]`.
+            thickness: voxels along the beam, nz; by default that of the width.
+            width: voxels across the tilt axis, nx; by default that of the detector.
+            footprint: by default `jaxtomo.projector.trapezoid`.
+        """
+        from .likelihood import gaussian
+        from .projector import trapezoid
+
+        if series.images.ndim != 3:
+            raise InputError(f"{series.source}: {series.images.ndim}-dimensional images. Choose one channel.")
+        tilts, height, detector = series.images.shape
+        pose = Pose.nominal(series.tilt_deg) if pose is None else pose
+        if pose.tilt.shape[0] != tilts:
+            raise InputError(f"{series.source}: {tilts} images but {pose.tilt.shape[0]} poses. Give one pose an image.")
+        if not np.isfinite(series.images).all():
+            bad = int((~np.isfinite(series.images)).sum())
+            raise InputError(f"{series.source}: {bad} pixels are NaN or infinite. Read it with fill_nan=True.")
+        believed = np.ones((tilts, 1, 1), np.float32)
+        if series.mask is not None:
+            believed = believed * series.mask.swapaxes(1, 2)
+        if pose.shift is not None:
+            row = np.arange(height) - np.asarray(pose.shift)[:, 1, None]
+            believed = believed * ((row >= 0) & (row <= height - 1))[:, None, :]
+        if weights is not None:
+            weights = np.asarray(weights, np.float32)
+            believed = believed * (weights[:, None, None] if weights.ndim == 1 else weights.swapaxes(1, 2))
+        width = detector if width is None else width
+        self._set(
+            jnp.asarray(np.ascontiguousarray(series.images.swapaxes(1, 2)), jnp.float32),
+            jnp.asarray(believed, jnp.float32),
+            pose,
+            likelihood=gaussian() if likelihood is None else likelihood,
+            shape=(width if thickness is None else thickness, width, height),
+            footprint=trapezoid if footprint is None else footprint,
+            series=series,
+        )
+
+    def _set(self, images, weights, pose, **rest):
+        for name, value in {"images": images, "weights": weights, "pose": pose, **rest}.items():
+            object.__setattr__(self, name, value)
+
+    def tree_flatten(self):
+        return (self.images, self.weights, self.pose), (self.likelihood, self.shape, self.footprint)
+
+    @classmethod
+    def tree_unflatten(cls, static, arrays):
+        problem = object.__new__(cls)
+        problem._set(*arrays, likelihood=static[0], shape=static[1], footprint=static[2], series=None)
+        return problem
+
+    def replace(self, **changes) -> Problem:
+        problem = object.__new__(Problem)
+        problem._set(**{f.name: changes.get(f.name, getattr(self, f.name)) for f in fields(self)})
+        return problem
+
+    def project(self, volume):
+        """Predicted `images` of `volume [z, x, y]`."""
+        from .projector import forward
+
+        return forward(volume, self.pose, self.images.shape[1], self.footprint)
+
+    def back_project(self, images):
+        """The exact adjoint of `project`."""
+        from .projector import adjoint
+
+        return adjoint(images, self.pose, self.shape[:2], self.footprint)
+
+    def misfit(self, predicted):
+        """(relative residual norm, -∂ likelihood / ∂ predicted): what a person watches, and what is back-projected."""
+        slope = jax.grad(self.likelihood)(predicted, self.images, self.weights)
+        residual = jnp.sum(self.weights * (predicted - self.images) ** 2)
+        return jnp.sqrt(residual / (jnp.sum(self.weights * self.images**2) + jnp.finfo(jnp.float32).tiny)), -slope
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""What may watch a run and stop it: progress, stop rules, checkpoints. Each is a function of `solve.Progress` that may
+return a sentence, which stops the run and tells why."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+
+def progress(every: float = 5.0) -> Callable:
+    """A progress bar with misfit and remaining time on a terminal; elsewhere one plain line every few seconds."""
+    bar: Any = None
+    last = time.monotonic()
+
+    def show(now) -> None:
+        nonlocal bar, last
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            if bar is None:
+                bar = tqdm(total=now.steps, file=sys.stderr, leave=False, unit="step", initial=0)
+            bar.set_postfix(misfit=f"{now.history['misfit'][-1]:.4g}" if now.step else "")
+            bar.update(now.step - bar.n)
+            if now.message:
+                bar.close()
+        elif time.monotonic() - last > every:
+            last = time.monotonic()
+            left = now.seconds / max(now.step, 1) * (now.steps - now.step)
+            misfit = now.history["misfit"][-1] if now.step else np.nan
+            print(f"step {now.step}/{now.steps}  misfit {misfit:.4g}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return show
+
+
+def stop_when_converged(gap: float = 1e-4, still: float = 1e-5, window: int = 20) -> Callable:
+    """Stop when there is nothing left to gain.
+
+    A solver that reports a relative duality `gap` stops when that falls below `gap`; another one when its misfit
+    has changed by less than `still` of itself over `window` steps.
+    """
+
+    def check(now) -> str | None:
+        if "gap" in now.history:
+            measured = now.history["gap"][-1]
+            return f"converged: relative duality gap {measured:.1e} at step {now.step}" if measured < gap else None
+        misfit = now.history["misfit"]
+        if len(misfit) > window and abs(misfit[-1 - window] - misfit[-1]) < still * abs(misfit[-1]):
+            return f"converged: the misfit changed by less than {still:g} of itself in {window} steps"
+        return None
+
+    return check
+
+
+def stop_after(seconds: float) -> Callable:
+    """Stop when the run has taken this long."""
+    return lambda now: f"stopped after {now.seconds:.0f} s, as asked" if now.seconds > seconds else None
+
+
+def checkpoint(folder: str | Path, every: float = 30.0) -> Callable:
+    """Keep the newest state in `folder`, at most every `every` seconds, and at the end or on an interruption.
+
+    Written by Orbax beside the last one and renamed, so that a stop at any moment leaves a whole checkpoint.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True))
+    last = time.monotonic()
+
+    def save(now) -> None:
+        nonlocal last
+        if now.step and (now.message or time.monotonic() - last > every) and now.step != manager.latest_step():
+            leaves = jax.device_get(jax.tree.leaves(now.state))
+            kept = {"state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}, "history": dict(now.history)}
+            manager.save(now.step, args=ocp.args.StandardSave(kept), force=True)
+            manager.wait_until_finished()
+            last = time.monotonic()
+
+    return save
+
+
+def restore(folder: str | Path, problem, solver, key=None):
+    """The newest checkpoint in `folder`, as `reconstruct(..., resume=...)` takes it.
+
+    Raises InputError where there is none, or where it belongs to another problem or solver.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    step = None
+    if folder.is_dir():
+        manager = ocp.CheckpointManager(folder)
+        step = manager.latest_step()
+    if step is None:
+        raise InputError(f"{folder}: no checkpoint there. Start without resume.")
+    key = jax.random.key(0) if key is None else key
+    like = jax.eval_shape(solver.init, problem, key)
+    saved = manager.restore(step, args=ocp.args.StandardRestore())
+    leaves = [saved["state"][name] for name in sorted(saved["state"])]
+    shapes = [tuple(np.shape(leaf)) for leaf in leaves]
+    wanted = [tuple(leaf.shape) for leaf in jax.tree.leaves(like)]
+    if shapes != wanted:
+        raise InputError(
+            f"{folder}: the checkpoint holds {shapes}, this run needs {wanted}. "
+            "Resume with the same input, method and settings, or start afresh."
+        )
+    state = jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(leaf) for leaf in leaves])
+    return step, state, {name: np.asarray(values) for name, values in saved["history"].items()}

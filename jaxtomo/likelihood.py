@@ -1,0 +1,86 @@
+"""How measured images differ from predicted ones: `(predicted, measured, weights) -> misfit`, a negative log-likelihood.
+
+A likelihood is a plain function of arrays `[tilt, x, y]`; weights broadcast against them and 0 removes a pixel. Each
+maker below returns the same function object for the same arguments, so that nothing is compiled twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import lax
+
+Likelihood = Callable[..., jnp.ndarray]
+
+
+@functools.cache
+def gaussian() -> Likelihood:
+    """½ Σ w (p - y)²: read-out noise, or counts weighted by their inverse variance."""
+
+    def misfit(predicted, measured, weights):
+        return 0.5 * jnp.sum(weights * (predicted - measured) ** 2)
+
+    return misfit
+
+
+@functools.cache
+def poisson(floor: float = 1e-3) -> Likelihood:
+    """Σ w (p - y log p): counts. `floor`: the least predicted count, as a share of the mean measured one."""
+
+    def misfit(predicted, measured, weights):
+        counted = jnp.maximum(measured, 0)
+        rate = jnp.maximum(predicted, floor * jnp.mean(counted))
+        return jnp.sum(weights * (rate - counted * jnp.log(rate)))
+
+    return misfit
+
+
+@functools.cache
+def robust(delta: float = 0.1) -> Likelihood:
+    """Huber's misfit: quadratic up to `delta` times the root mean square of the images, linear beyond.
+
+    For outliers such as diffraction contrast. [Huber 1964]
+    """
+
+    def misfit(predicted, measured, weights):
+        knee = delta * jnp.sqrt(jnp.mean(measured**2))
+        distance = jnp.abs(predicted - measured)
+        return jnp.sum(weights * jnp.where(distance < knee, 0.5 * distance**2, knee * (distance - 0.5 * knee)))
+
+    return misfit
+
+
+@functools.cache
+def fitted_intensity(likelihood: Likelihood, offset: bool = True) -> Likelihood:
+    """`likelihood` with a gain (and an offset) per tilt fitted as nuisances: p becomes a_i p + b_i.
+
+    Detectors are auto-scaled per tilt in real files. The least-squares (a_i, b_i) have a closed form and are held
+    fixed in the derivative, which is then still exact where the misfit is quadratic (variable projection). Gains
+    average to 1, since a common one belongs to the volume. [Golub & Pereyra 2003]
+    """
+
+    def misfit(predicted, measured, weights):
+        gain, base = intensity(predicted, measured, weights, offset)
+        return likelihood(gain * predicted + base, measured, weights)
+
+    return misfit
+
+
+def intensity(predicted, measured, weights, offset: bool = True):
+    """Least-squares gain and offset of each tilt, each `[tilt, 1, 1]`; the gains average to 1."""
+    weights = jnp.broadcast_to(weights, measured.shape)
+
+    def mean(a):
+        return jnp.sum(weights * a, (1, 2), keepdims=True) / jnp.maximum(jnp.sum(weights, (1, 2), keepdims=True), 1e-20)
+
+    p0, y0 = (mean(predicted), mean(measured)) if offset else (0.0, 0.0)
+    p, y = predicted - p0, measured - y0
+    variance = mean(p * p)
+    known = variance > 1e-12 * jnp.mean(measured**2)
+    gain = jnp.where(known, mean(p * y) / jnp.where(known, variance, 1), 1)
+    live = jnp.sum(weights, (1, 2), keepdims=True) > 0
+    gain = jnp.where(live, gain, 1)
+    gain = gain / (jnp.sum(jnp.where(live, gain, 0)) / jnp.maximum(jnp.sum(live), 1))
+    return lax.stop_gradient(gain), lax.stop_gradient(jnp.broadcast_to(y0 - gain * p0, gain.shape))

@@ -1,0 +1,33 @@
+"""The plain prior: every voxel a parameter, made non-negative by squaring, with a gradient penalty if wanted."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+
+from ..penalty import total_variation
+
+
+class Voxels(nnx.Module):
+    """volume = density · (p + 0.1)², p from 0.
+
+    Squared, not softplus, which keeps too much mass where there is none. The penalty is
+    λ mean((|∇v|² + ε²)^(q/2)) of the volume in units of `density`.
+    """
+
+    def __init__(self, shape, density=1.0, weight=0.0, power=1.0, smoothing=3e-3):
+        self.root = nnx.Param(jnp.zeros(shape))
+        self.density = nnx.Variable(jnp.asarray(density, jnp.float32))
+        self.weight = nnx.Variable(jnp.asarray(weight, jnp.float32))
+        self.power, self.smoothing = power, smoothing
+
+    def __call__(self):
+        return self.density[...] * (self.root[...] + 0.1) ** 2
+
+    def penalty(self, volume):
+        return self.weight[...] * total_variation(volume / self.density[...], self.power, self.smoothing)
+
+
+def voxels(weight: float = 0.0, power: float = 1.0, smoothing: float = 3e-3):
+    """A maker of `Voxels` for `fit`: `(problem, density, key) -> module`."""
+    return lambda problem, density, key: Voxels(problem.shape, density, weight, power, smoothing)

@@ -1,0 +1,121 @@
+"""The physics: ray sums of a volume at given poses, and their exact adjoint. Functions of arrays, nothing kept.
+
+`project` and `back_project` take the public axes, volumes `[z, y, x]` and images `[tilt, y, x]`. Solvers work in the
+axes of the kernels, volumes `[z, x, y]` and images `[tilt, x, y]`, with `forward` and `adjoint`: transposed once at
+the door instead of in every call.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ..data import Pose
+from ..errors import InputError
+from . import general, warp, xla
+from .xla import joseph, trapezoid
+
+__all__ = ["adjoint", "back_project", "forward", "joseph", "project", "trapezoid"]
+
+
+def project(volume, pose: Pose, detector: tuple[int, int] | None = None, footprint=trapezoid):
+    """Ray sums of a volume: the images a perfect detector would record.
+
+    p_i(u, v) = Σ_t f(R_i (u, v, t) + s_i) dt in voxel lengths: density 1 of thickness L gives L.
+
+    Args:
+        volume: `[z, y, x]`, or `[channel, z, y, x]`.
+        pose: how each tilt saw it; see `Pose` for the geometry.
+        detector: (height along y, width along x) in pixels; by default (ny, nx) of the volume.
+        footprint: `trapezoid` (area-exact) or `joseph`; a second tilt always interpolates linearly.
+
+    Returns:
+        `[tilt, y, x]`, or `[channel, tilt, y, x]`.
+    """
+    if volume.ndim not in (3, 4):
+        raise InputError(f"volume has shape {volume.shape}. Give [z, y, x] or [channel, z, y, x].")
+    if volume.ndim == 4:
+        return jax.vmap(lambda v: project(v, pose, detector, footprint))(volume)
+    height, width = detector or volume.shape[1:]
+    images = forward(jnp.swapaxes(volume, 1, 2), pose, width, footprint)
+    return _centre_rows(jnp.swapaxes(images, 1, 2), height)
+
+
+def back_project(images, pose: Pose, shape: tuple[int, int, int], footprint=trapezoid):
+    """The exact adjoint of `project`: ⟨project(f), p⟩ = ⟨f, back_project(p)⟩.
+
+    Args:
+        images: `[tilt, y, x]`, or `[channel, tilt, y, x]`.
+        pose: how each tilt saw the specimen.
+        shape: (nz, ny, nx) of the volume.
+
+    Returns:
+        `[z, y, x]`, or `[channel, z, y, x]`.
+
+    Raises:
+        InputError (a ValueError) if `images` and `pose` disagree on the number of tilts.
+    """
+    if images.ndim == 4:
+        return jax.vmap(lambda p: back_project(p, pose, shape, footprint))(images)
+    nz, ny, nx = shape
+    images = jnp.swapaxes(_centre_rows(images, ny), 1, 2)
+    return jnp.swapaxes(adjoint(images, pose, (nz, nx), footprint), 1, 2)
+
+
+def _centre_rows(images, height):
+    """`images [tilt, y, x]` with rows cut or zeros added on both sides, the centre kept."""
+    lacking = height - images.shape[1]
+    if lacking % 2:
+        raise InputError(
+            f"detector and volume differ by {abs(lacking)} rows, so their centres fall between rows. "
+            "Give heights that differ by an even number."
+        )
+    if lacking >= 0:
+        return jnp.pad(images, ((0, 0), (lacking // 2, lacking // 2), (0, 0)))
+    return images[:, -lacking // 2 : lacking // 2]
+
+
+def forward(volume, pose: Pose, width: int, footprint=trapezoid):
+    """`project` in the axes of the kernels: `[tilt, x, y]` from `volume [z, x, y]`, on `width` detector columns.
+
+    Without rotation and magnification, a shift across the axis moves the rays themselves and one along it slides the
+    image, so nothing is interpolated twice.
+    """
+    tilts = pose.tilt.shape[0]
+    planar = pose.rotation is not None or pose.magnification is not None
+    across = jnp.zeros(tilts, pose.tilt.dtype) if planar or pose.shift is None else pose.shift[:, 0]
+    if pose.second_tilt is None:
+        images = xla.forward(volume, pose.tilt, across, width, footprint)
+    else:
+        images = general.forward(volume, pose.tilt, pose.second_tilt, across, width)
+    if planar:
+        return warp.warp(images, *_planar(pose))
+    return images if pose.shift is None else warp.slide(images, pose.shift[:, 1])
+
+
+def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid):
+    """The exact adjoint of `forward`: `[z, x, y]` from `images [tilt, x, y]`; `shape` is (nz, nx)."""
+    tilts, width, ny = images.shape
+    if pose.tilt.shape[0] != tilts:
+        raise InputError(f"{tilts} images but {pose.tilt.shape[0]} poses. Give one pose an image.")
+    across = jnp.zeros(tilts, pose.tilt.dtype)
+    if pose.rotation is not None or pose.magnification is not None:
+        images = warp.unwarp(images, *_planar(pose))
+    elif pose.shift is not None:
+        images, across = warp.slide(images, -pose.shift[:, 1]), pose.shift[:, 0]
+    if pose.second_tilt is None:
+        return xla.adjoint(images, pose.tilt, across, shape, footprint)
+    like = jax.ShapeDtypeStruct((*shape, ny), images.dtype)
+    ray_sums = functools.partial(general.forward, tilt=pose.tilt, second=pose.second_tilt, shift=across, width=width)
+    return jax.linear_transpose(ray_sums, like)(images)[0]
+
+
+def _planar(pose: Pose):
+    """Rotation, magnification and shift with the nominal ones filled in."""
+    tilts, dtype = pose.tilt.shape[0], pose.tilt.dtype
+    rotation = jnp.zeros(tilts, dtype) if pose.rotation is None else pose.rotation
+    magnification = jnp.ones(tilts, dtype) if pose.magnification is None else pose.magnification
+    shift = jnp.zeros((tilts, 2), dtype) if pose.shift is None else pose.shift
+    return rotation, magnification, shift

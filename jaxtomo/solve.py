@@ -1,0 +1,171 @@
+"""The loop: `Solver`, the contract every method fulfils, and `reconstruct`, which runs any of them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import callbacks as default_callbacks
+from .data import Problem, Reconstruction
+from .errors import InputError
+
+CHUNK = 50  # steps between two looks at the run, at most
+SECONDS = 0.5  # and about this long
+
+
+class Solver(NamedTuple):
+    """A method, as three pure functions. State is what the next step needs, info is what a person wants to see.
+
+    Attributes:
+        init: `(problem, key) -> state`.
+        step: `(problem, state, key) -> (state, info)`; `info` is a dict of scalars and holds `misfit`, the relative
+            residual norm before the step.
+        read: `(problem, state) -> (volume [z, x, y], pose)`.
+        settings: the method's name and parameters, for the record.
+
+    Parameters belong into the state, not into a closure: then one compiled `step` serves all their values.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., Any]
+    read: Callable[..., Any]
+    settings: Mapping[str, Any]
+
+
+class Progress(NamedTuple):
+    """What a callback is shown after each chunk of steps.
+
+    Attributes:
+        step, steps: done so far, and asked for.
+        state: the solver's state: what a checkpoint keeps.
+        history: per step so far, `[step]` arrays by name.
+        seconds: since the run started, compilation included.
+        message: why the run ends here, or None while it goes on.
+        volume: a function that returns the volume `[z, y, x]` of now.
+    """
+
+    step: int
+    steps: int
+    state: Any
+    history: Mapping[str, np.ndarray]
+    seconds: float
+    message: str | None
+    volume: Callable[[], np.ndarray]
+
+
+@functools.partial(jax.jit, static_argnames=("step", "size"), donate_argnames="state")
+def run_steps(problem, state, key, start, count, *, step, size: int = CHUNK):
+    """`count <= size` steps of a solver from `start`: (state, info), `[size]` arrays of which `count` are filled.
+
+    Step i sees `fold_in(key, i)`, so neither the chunks nor an interruption can change the answer.
+    """
+    shapes = jax.eval_shape(step, problem, state, key)[1]
+    info = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
+
+    def body(i, carry):
+        state, info = carry
+        state, seen = step(problem, state, jax.random.fold_in(key, start + i))
+        return state, jax.tree.map(lambda all, one: all.at[i].set(one), info, seen)
+
+    return jax.lax.fori_loop(0, count, body, (state, info))
+
+
+def reconstruct(
+    problem: Problem,
+    solver: Solver,
+    steps: int = 100,
+    *,
+    key: jax.Array | None = None,
+    callbacks: Sequence[Callable[[Progress], str | None]] | None = None,
+    resume: tuple[int, Any, Mapping[str, np.ndarray]] | None = None,
+    assess: bool = True,
+) -> Reconstruction:
+    """Run a solver on a problem. Every method runs through this one loop.
+
+    By hand, the same is `state = solver.init(problem, key)`, then
+    `state, info = solver.step(problem, state, jax.random.fold_in(key, i))` for each i, then
+    `volume, pose = solver.read(problem, state)`.
+
+    Args:
+        problem: what is asked.
+        solver: how; `jt.sirt()`, `jt.tv()`, ... or your own `Solver`.
+        steps: how many, unless a callback stops earlier.
+        key: seed of the run, `jax.random.key(0)` by default.
+        callbacks: each is called after every chunk of steps and once more at the end, and may return a sentence
+            to stop the run. By default a progress bar and `callbacks.stop_when_converged()`.
+        resume: (step, state, history) as `callbacks.restore` reads them from a checkpoint.
+        assess: also compute the quality numbers that need no truth, `jaxtomo.validate.cross_check`: two more
+            reconstructions, each from half the tilts of a slab.
+
+    Raises:
+        KeyboardInterrupt: passed on, after the callbacks have seen the last state (a checkpoint is then written).
+    """
+    if steps < 1:
+        raise InputError(f"steps is {steps}. Give at least 1.")
+    key = jax.random.key(0) if key is None else key
+    if callbacks is None:
+        callbacks = (default_callbacks.progress(), default_callbacks.stop_when_converged())
+    began = time.perf_counter()
+    if resume is None:
+        done, state, history = 0, solver.init(problem, key), {}
+    else:
+        done, state, history = resume
+    message = None if done < steps else f"all {steps} steps were done before"
+    chunk, compiled = 1, 0.0
+
+    def show(message):
+        progress = Progress(done, steps, state, history, time.perf_counter() - began, message, read_volume)
+        return [said for said in (call(progress) for call in callbacks) if said]
+
+    def read_volume():
+        return np.ascontiguousarray(np.asarray(solver.read(problem, state)[0]).swapaxes(1, 2))
+
+    try:
+        while message is None:
+            started = time.perf_counter()
+            count = min(chunk, steps - done, CHUNK)
+            state, info = run_steps(problem, state, key, done, count, step=solver.step)
+            info = {name: np.asarray(values)[:count] for name, values in info.items()}
+            history = {name: np.concatenate([history.get(name, values[:0]), values]) for name, values in info.items()}
+            taken = time.perf_counter() - started
+            if done == 0:
+                compiled = taken
+            else:
+                chunk = max(1, min(CHUNK, int(count * SECONDS / max(taken, 1e-6))))
+            done += count
+            if not all(np.isfinite(values).all() for values in info.values()):
+                first = int(np.argmax(~np.isfinite(np.stack([*info.values()])).all(0))) + done - count
+                message = f"misfit became non-finite at step {first + 1}: lower the step size or the learning rate"
+            elif done >= steps:
+                message = f"all {steps} steps done"
+            if message is None:
+                message = next(iter(show(None)), None)
+    except KeyboardInterrupt:
+        show(f"interrupted after step {done}")
+        raise
+    show(message)
+    volume, pose = solver.read(problem, state)
+    seconds = time.perf_counter() - began
+    volume = np.ascontiguousarray(np.asarray(volume, np.float32).swapaxes(1, 2))
+    metrics = {}
+    if assess:
+        from .validate import cross_check
+
+        metrics = cross_check(problem, solver, done, key=key)
+    settings = {
+        "solver": dict(solver.settings),
+        "steps": done,
+        "likelihood": problem.likelihood.__qualname__.split(".")[0],
+        "seconds": round(seconds, 3),
+        "seconds_to_first_step": round(compiled, 3),
+        "device": str(next(iter(problem.images.devices()))),
+        "backend": jax.default_backend(),
+        "jax": jax.__version__,
+    }
+    return Reconstruction(volume, pose, problem.series, history, metrics, settings, message)

@@ -1,0 +1,12 @@
+"""The methods, one rule a file. Each maker returns a `jaxtomo.solve.Solver`."""
+
+from .cgls import cgls
+from .fit import fit
+from .gaussian import gaussian
+from .sart import sart
+from .sirt import sirt
+from .tv import tv
+from .tvq import tvq
+from .wbp import wbp
+
+__all__ = ["cgls", "fit", "gaussian", "sart", "sirt", "tv", "tvq", "wbp"]

@@ -1,0 +1,90 @@
+"""Gradient descent on misfit plus penalty, for any prior and any Optax optimizer; poses can be learned with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from ..solve import Solver
+from .sirt import inverse, ray_lengths
+
+
+def typical_density(problem, rounds: int = 5):
+    """Σ v² / Σ v of a rough reconstruction: the density of a uniform specimen, whatever its size."""
+    rows = inverse(ray_lengths(problem), 0.1)
+    columns = inverse(problem.back_project(jnp.broadcast_to(problem.weights, problem.images.shape)), 1e-3)
+
+    def improve(_, volume):
+        residual = problem.weights * (problem.images - problem.project(volume))
+        return jnp.maximum(volume + columns * problem.back_project(rows * residual), 0)
+
+    volume = jax.lax.fori_loop(0, rounds, improve, jnp.zeros(problem.shape, problem.images.dtype))
+    total = jnp.sum(volume)
+    return jnp.where(total > 0, jnp.sum(volume**2) / jnp.maximum(total, 1e-30), 1.0)
+
+
+def fit(
+    prior: Callable,
+    optimizer: optax.GradientTransformation,
+    pose_optimizer: optax.GradientTransformation | None = None,
+    *,
+    pixel_weights: Callable | None = None,
+    settings: dict | None = None,
+) -> Solver:
+    """min over a prior's parameters (and the poses) of relative misfit + penalty.
+
+    loss = (L(A v) - L(y)) / (L(0) - L(y)) + penalty(v), for a Gaussian Σ w (A v - y)² / Σ w y² + penalty(v)
+
+    Args:
+        prior: `(problem, density, key) -> nnx.Module`; calling the module returns the volume `[z, x, y]`, and its
+            method `penalty(volume)`, if it has one, is added to the loss. `density` is that of the specimen, roughly.
+        optimizer: of the prior's `nnx.Param`s.
+        pose_optimizer: of the pose's parameters that are not None; None leaves the pose alone.
+        pixel_weights: `(problem) -> weights` to use in place of the problem's own.
+        settings: for the record.
+    """
+
+    def loss(parameters, pose, graph, rest, weights, problem):
+        module = nnx.merge(graph, parameters, rest)
+        volume = module()
+        predicted = problem.replace(pose=pose).project(volume)
+        worst, best, here = (
+            problem.likelihood(p, problem.images, weights)
+            for p in (jnp.zeros_like(predicted), problem.images, predicted)
+        )
+        relative = (here - best) / (worst - best)
+        penalty = module.penalty(volume) if hasattr(module, "penalty") else 0.0
+        return relative + penalty, (problem.misfit(predicted)[0], relative)
+
+    def init(problem, key):
+        module = prior(problem, jax.jit(typical_density)(problem), key)
+        graph, parameters, rest = nnx.split(module, nnx.Param, ...)
+        state = {"graph": graph, "parameters": parameters, "rest": rest, "pose": problem.pose}
+        state["weights"] = problem.weights if pixel_weights is None else pixel_weights(problem)
+        state["optimizer"] = optimizer.init(parameters)
+        if pose_optimizer is not None:
+            state["pose_optimizer"] = pose_optimizer.init(problem.pose)
+        return state
+
+    def step(problem, state, key):
+        wanted = (0, 1) if pose_optimizer is not None else 0
+        (total, (misfit, relative)), slopes = jax.value_and_grad(loss, wanted, has_aux=True)(
+            state["parameters"], state["pose"], state["graph"], state["rest"], state["weights"], problem
+        )
+        new = dict(state)
+        if pose_optimizer is not None:
+            slopes, pose_slopes = slopes
+            change, new["pose_optimizer"] = pose_optimizer.update(pose_slopes, state["pose_optimizer"], state["pose"])
+            new["pose"] = optax.apply_updates(state["pose"], change)
+        change, new["optimizer"] = optimizer.update(slopes, state["optimizer"], state["parameters"])
+        new["parameters"] = optax.apply_updates(state["parameters"], change)
+        return new, {"misfit": misfit, "loss": total, "penalty": total - relative}
+
+    def read(problem, state):
+        return nnx.merge(state["graph"], state["parameters"], state["rest"])(), state["pose"]
+
+    return Solver(init, step, read, settings or {"method": "fit"})

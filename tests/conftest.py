@@ -1,0 +1,28 @@
+"""Every test runs on four CPU devices, with rank promotion and every warning an error."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from pathlib import Path
+
+import jax
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def shared():
+    """The folder of real data beside the repository; the test is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the real data is not beside the repository")
+    return SHARED
+
+
+@pytest.fixture
+def float64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
