@@ -119,11 +119,12 @@ def _swap_folders(partial: Path, final: Path) -> None:
         os.rename(partial, final)
         return
     aside = final.with_name(f".{final.name}.old-{os.getpid()}")
-    os.rename(final, aside)
     try:
+        os.rename(final, aside)
         os.rename(partial, final)
     except BaseException:
-        os.rename(aside, final)
+        if aside.exists() and not final.exists():
+            os.rename(aside, final)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -104,7 +104,7 @@ def _write_tree(group: h5py.Group, tree: Mapping[str, Any]) -> None:
             value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         if isinstance(value, Mapping):
             _write_tree(group.create_group(name), value)
-        elif isinstance(value, str) or value is None or np.asarray(value).dtype.kind not in "fiubc":
+        elif isinstance(value, (str, list, tuple)) or value is None or np.asarray(value).dtype.kind not in "fiubc":
             put(group, name, _json(value)).attrs["json"] = True
         else:
             put(group, name, np.asarray(value))

@@ -35,9 +35,13 @@ def write_zarr(partial: Path, out: Outgoing) -> None:
     multiscale = {"name": Path(out.name).name, "axes": [_axis(name, out) for name in out.axes], "datasets": datasets}
     multiscale |= {"type": "mean"}
     root.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
-    root.attrs["jaxtomo"] = {"version": __version__} | (
-        {} if out.tilt_deg is None else {"tilt_deg": [float(angle) for angle in out.tilt_deg], "tilt_axis": "y"}
-    )
+    root.attrs["jaxtomo"] = {"version": __version__, **_tilts(out)}
+
+
+def _tilts(out: Outgoing) -> dict[str, Any]:
+    """The angles in degrees; of images also the angle left between their tilt axis and y."""
+    axis = {"tilt_axis": out.series.tilt_axis_deg} if out.is_series and out.series else {}
+    return axis if out.tilt_deg is None else {"tilt_deg": [float(angle) for angle in out.tilt_deg], **axis}
 
 
 def _zarr(name: str) -> Any:
