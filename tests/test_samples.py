@@ -10,6 +10,9 @@ import pytest
 
 from jaxtomo import InputError, samples
 
+# mrcfile 1.5 itself, on NumPy 2.5
+pytestmark = pytest.mark.filterwarnings("ignore:Setting the dtype on a NumPy array:DeprecationWarning")
+
 REAL = Path(__file__).parents[2] / "shared/data"
 needs_real_data = pytest.mark.skipif(not REAL.exists(), reason="needs the real data beside the repository")
 

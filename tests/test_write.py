@@ -24,6 +24,9 @@ from jaxtomo.io.reconstruction import read_reconstruction
 from jaxtomo.io.write import write
 from jaxtomo.series import TiltSeries
 
+# mrcfile 1.5 itself, on NumPy 2.5
+pytestmark = pytest.mark.filterwarnings("ignore:Setting the dtype on a NumPy array:DeprecationWarning")
+
 write_module = importlib.import_module("jaxtomo.io.write")  # the package's attribute of that name is the function
 try:
     import zarr
