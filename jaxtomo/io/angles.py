@@ -53,7 +53,8 @@ def from_file(path: Path) -> np.ndarray:
         raise InputError(f"{path}: holds no angles. Give a file with one angle a line.")
     if len(lines) > _MOST:
         raise InputError(f"{path}: {len(lines)} lines are too many for tilt angles. Give another file.")
-    rows = [(number, _cells(line)) for number, line in lines]
+    separator = _separator([line for _, line in lines])
+    rows = [(number, [cell for cell in re.split(separator, line) if cell]) for number, line in lines]
     heading = rows[0][1] if any(_number(cell) is None for cell in rows[0][1]) else None
     if heading is not None:
         rows = rows[1:]
@@ -70,12 +71,21 @@ def from_file(path: Path) -> np.ndarray:
     return np.array(angles, np.float64)
 
 
-def _cells(line: str) -> list[str]:
-    if ";" in line or "\t" in line:
-        return [cell.strip() for cell in re.split(r"[;\t]", line) if cell.strip()]
-    if re.fullmatch(r"[-+]?\d+,\d+", line):  # one number with a decimal comma
-        return [line]
-    return [cell for cell in re.split(r"[,\s]+", line) if cell]
+def _separator(lines: list[str]) -> str:
+    """The pattern between two cells. A comma may be a decimal point, unless the numbers before it just count up."""
+    if any(";" in line or "\t" in line for line in lines):
+        return r"\s*[;\t]\s*"
+    if not any("," in line for line in lines):
+        return r"\s+"
+    numbers = lines[1:] if _number(lines[0]) is None and "," not in lines[0] else lines
+    before = [re.fullmatch(r"([-+\u2212]?\d+),\d+", line) for line in numbers]
+    if all(before) and not _counts([int(found[1].replace("\u2212", "-")) for found in before if found]):
+        return r"\s+"
+    return r"\s*,\s*"
+
+
+def _counts(numbers: list) -> bool:
+    return numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
 
 
 def _number(cell: str) -> float | None:
@@ -100,7 +110,6 @@ def _column(path: Path, heading: list[str] | None, rows: list[list[str]]) -> int
             f"{path}: {len(named)} of the columns {heading} are named as angles. "
             "Keep one column named 'tilt', in degrees."
         )
-    counts = [_number(row[0]) for row in rows]
-    if width == 2 and (counts == list(range(len(rows))) or counts == list(range(1, len(rows) + 1))):
+    if width == 2 and _counts([_number(row[0]) for row in rows]):
         return 1
     raise InputError(f"{path}: {width} columns and no heading. Keep one column, or head the angles with 'tilt'.")

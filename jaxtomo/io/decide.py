@@ -59,13 +59,14 @@ def decide_angles(raw: Raw, given: Any, skip: Sequence[int] = ()) -> Decision:
     """`[kept]` degrees in file order. `given`: a path, "start:stop:step", numbers, "header", or None."""
     n = raw.images.shape[-3]
     kept = kept_images(raw, skip)
-    if isinstance(given, str) and given == "header":
+    header = isinstance(given, str) and given == "header"
+    if header:
         facts = [fact for fact in raw.angles if not fact.beside]
     else:
         facts = list(raw.angles) if given is None else [_given_angles(given)]
     if not facts:
         looked = ", ".join(f"{raw.path.stem}.{kind}" for kind in ("rawtlt", "tlt", "mdoc", "csv"))
-        where = "in its header" if given == "header" else f"in it or beside it (looked for {looked})"
+        where = "in its header" if header else f"in it or beside it (looked for {looked})"
         return Decision(None, troubles=(Trouble(f"no tilt angles {where}.", _GIVE_ANGLES),))
     troubles = tuple(_count_trouble(raw, fact, n, kept.size) for fact in facts if len(fact.value) not in (n, kept.size))
     if troubles:
@@ -86,7 +87,7 @@ def decide_angles(raw: Raw, given: Any, skip: Sequence[int] = ()) -> Decision:
             return Decision(None, troubles=(Trouble(what, cure),))
         agreeing.append(fact.source)
     source = f"{kept.size} angles from {values[0].min():g} to {values[0].max():g} degrees, from {facts[0].source}"
-    if given is not None and given != "header" and raw.angles:
+    if given is not None and not header and raw.angles:
         source += f"; not used: {', '.join(fact.source for fact in raw.angles)}"
     if agreeing:
         source += f"; {' and '.join(agreeing)} agree{'s' if len(agreeing) == 1 else ''}"

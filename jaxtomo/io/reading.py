@@ -163,11 +163,9 @@ def _mass_hint(raw: Raw) -> str:
         images = np.nan_to_num(raw.images[(slice(None),) * 3].astype(np.float32), posinf=0, neginf=0)
     along_y, along_x = mass_variation(images)
     less, more = sorted((along_y, along_x))
-    suggests = (
-        f"suggests {'y' if along_y < along_x else 'x'}, but drift can mislead it"
-        if more > 1.2 * less
-        else "decides nothing"
-    )
+    suggests = "decides nothing"
+    if more > 1.2 * less:
+        suggests = f"suggests {'y' if along_y < along_x else 'x'}, but drift can mislead it"
     return (
         f" Hint: the mass profile varies over the tilts by {along_y:.2%} along y and {along_x:.2%} along x, "
         f"which {suggests}."
