@@ -13,10 +13,14 @@ import numpy as np
 
 from .data import Reconstruction
 from .errors import InputError
+from .likelihood import intensity
 from .metrics import resolution
 from .projector import project
 
 _project = jax.jit(project, static_argnames="detector")  # compiled once for all reports of one shape
+
+
+ACRONYMS = {"wbp", "sirt", "sart", "cgls", "tv", "tvq", "dip", "inr"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Fit:
         predicted: `[tilt, y, x]`.
         relative: `[tilt]` RMS of measured - predicted over RMS of measured.
         ratio: `[tilt]` total measured over total predicted intensity.
+        rescaled: whether a gain and an offset per tilt were fitted to `predicted` after that, as the run did.
         overall: RMS of all residuals over RMS of all measurements.
         structure: correlation of neighbouring residual pixels: 0 for noise that differs from pixel to pixel, towards 1
             for residuals that still show an object.
@@ -41,6 +46,7 @@ class Fit:
     predicted: np.ndarray
     relative: np.ndarray
     ratio: np.ndarray
+    rescaled: bool
     overall: float
     structure: float
     truncated: np.ndarray
@@ -60,7 +66,7 @@ class Number:
 
 def fit(result: Reconstruction) -> Fit | None:
     """Project the volume as it was measured and compare; of spectral maps the first channel. None without images,
-    or when poses, volume and images do not match."""
+    or when poses, volume and images do not match, or no measured pixel sees the volume."""
     if result.series is None or np.size(result.pose.tilt) != result.series.images.shape[-3]:
         return None
     images, volume = first_channel(result.series.images, 3), first_channel(result.volume, 3)
@@ -69,21 +75,28 @@ def fit(result: Reconstruction) -> Fit | None:
         predicted = np.asarray(_project(jnp.asarray(volume), result.pose, images.shape[1:]))
     except InputError:
         return None
-    measured = np.asarray(images, np.float32)
-    if result.series.mask is not None:
-        measured = np.where(result.series.mask, measured, np.nan)
+    seen = np.isfinite(images) if result.series.mask is None else np.isfinite(images) & result.series.mask
+    if result.pose.shift is not None:  # rows that look past the end of the volume say nothing about it
+        row = np.arange(images.shape[1]) - np.asarray(result.pose.shift)[:, 1, None]
+        seen = seen & ((row >= 0) & (row <= images.shape[1] - 1))[:, :, None]
+    if not seen.any():
+        return None
+    measured = np.asarray(images if seen.all() else np.where(seen, images, np.nan), np.float32)
+
+    ratio = _intensity_ratio(measured, predicted)
+    rescaled = result.settings.get("likelihood") == "fitted_intensity"
+    if rescaled:
+        gain, base = intensity(jnp.asarray(predicted), jnp.nan_to_num(measured), jnp.asarray(seen, jnp.float32))
+        predicted = predicted * np.asarray(gain) + np.asarray(base)
 
     # Sums in float64, one tilt at a time: intensities can be large, and a second stack of residuals too.
     count = measured.shape[0]
-    left, whole, ratio, pairs, squares = np.zeros(count), np.zeros(count), np.ones(count), 0.0, 0.0
+    left, whole, pairs, squares = np.zeros(count), np.zeros(count), 0.0, 0.0
     for i, (m, p) in enumerate(zip(measured, predicted, strict=True)):
         seen = np.isfinite(m)
         residual = np.where(seen, m.astype(np.float64) - p, 0)
         left[i] = np.sum(residual**2)
         whole[i] = np.sum(np.where(seen, m, 0).astype(np.float64) ** 2)
-        total = np.sum(p, where=seen, dtype=np.float64)
-        if total != 0:
-            ratio[i] = np.sum(m, where=seen, dtype=np.float64) / total
         residual -= np.where(seen, residual.sum() / max(seen.sum(), 1), 0)
         pairs += (np.sum(residual[1:] * residual[:-1]) + np.sum(residual[:, 1:] * residual[:, :-1])) / 2
         squares += np.sum(residual**2)
@@ -94,6 +107,7 @@ def fit(result: Reconstruction) -> Fit | None:
         predicted=predicted,
         relative=relative,
         ratio=ratio,
+        rescaled=rescaled,
         overall=float(np.sqrt(left.sum() / whole.sum())) if whole.sum() > 0 else float("nan"),
         structure=float(pairs / squares) if squares > 0 else 0.0,
         truncated=_truncated(measured),
@@ -107,7 +121,8 @@ def headline(result: Reconstruction, fit: Fit | None) -> list[Number]:
     tilt = np.rad2deg(np.asarray(result.pose.tilt, np.float64))
     numbers = [_method(result), _volume(result), _tilts(tilt), _shifts(result)]
     if fit is not None:
-        state = "good" if fit.overall < 0.1 else "fair" if fit.overall < 0.3 else "check"
+        small = fit.overall < 0.03 or (fit.overall < 0.1 and fit.structure < 0.6)
+        state = "good" if small else "fair" if fit.overall < 0.3 else "check"
         pattern = "noise-like" if fit.structure < 0.25 else "partly structured" if fit.structure < 0.6 else "structured"
         numbers.append(
             Number(
@@ -136,14 +151,11 @@ def headline(result: Reconstruction, fit: Fit | None) -> list[Number]:
     else:
         numbers.append(Number("Held-out tilts", "not measured", "use --hold-out", "", meaning))
     numbers.append(_resolution(result))
-    seconds = first_of(settings, "seconds", "run_seconds", "wall_seconds")
-    timing = settings.get("timings")
-    if seconds is None and isinstance(timing, Mapping):
-        seconds = first_of(timing, "total", "seconds", "run")
-    device = settings.get("device") or settings.get("backend") or ""
-    numbers.append(
-        Number("Run time", duration(seconds), f"on {device}" if device else "", "", "Wall time of the solve.")
-    )
+    seconds, first = first_of(settings, "seconds"), first_of(settings, "seconds_to_first_step")
+    where = settings.get("device") or settings.get("backend")
+    detail = f"{duration(first)} to the first step, compilation included" if first is not None else ""
+    detail = "; ".join(part for part in (f"on {where}" if where else "", detail) if part)
+    numbers.append(Number("Run time", duration(seconds), detail, "", "Wall time of the solve, without its assessment."))
     return numbers
 
 
@@ -173,7 +185,9 @@ def warnings(result: Reconstruction, fit: Fit | None) -> list[str]:
     if result.series is not None and result.series.images.ndim == 4:
         found.append("Spectral maps: this report shows the first channel only.")
     if result.series is not None and fit is None:
-        found.append("Poses, volume and tilt series do not match, so the fit to the images is not shown.")
+        found.append(
+            "The fit to the images is not shown: poses, volume and images do not match, or no pixel sees the volume."
+        )
     if result.pose.shift is None and result.series is not None and "alignment" not in result.series.provenance:
         found.append("The images were used as they are, without alignment. If they drift, run jaxtomo align first.")
     if fit is not None:
@@ -254,17 +268,16 @@ def duration(seconds: float | None) -> str:
 
 def _method(result: Reconstruction) -> Number:
     settings = result.settings
-    name = str(settings.get("method") or settings.get("solver") or "unknown method")
-    name = name.upper() if name.isalpha() and len(name) <= 4 else name
-    steps = len(np.atleast_1d(result.history["misfit"])) if "misfit" in result.history else None
-    steps = settings.get("steps_done", steps if steps else settings.get("steps"))
-    detail = f"{steps} step{'s' if steps != 1 else ''}" if steps is not None else "steps not recorded"
+    solver = settings.get("solver")
+    name = str(solver.get("method", "own method") if isinstance(solver, Mapping) else solver or "unknown method")
+    misfit = np.asarray(result.history.get("misfit", []), np.float64).ravel()
+    steps = settings.get("steps", misfit.size or None)
+    detail = "steps not recorded" if steps is None else f"{steps} step" + ("s" if steps != 1 else "")
     if settings.get("seed") is not None:
         detail += f", seed {settings['seed']}"
-    misfit = np.asarray(result.history.get("misfit", []), np.float64).ravel()
     if misfit.size > 1 and misfit[-1] > 0 and np.isfinite(misfit[[0, -1]]).all():
         detail += f"; misfit fell {misfit[0] / misfit[-1]:.3g}-fold"
-    return Number("Method", name, detail)
+    return Number("Method", name.upper() if name in ACRONYMS else name, detail)
 
 
 def _volume(result: Reconstruction) -> Number:
@@ -342,12 +355,12 @@ def _fit_warnings(result: Reconstruction, fit: Fit) -> list[str]:
             "a wider volume or a tighter background helps."
         )
     if fit.outliers.size:
-        named = ", ".join(degrees(t) for t in fit.tilt_deg[fit.outliers[:6]].tolist()) + (
-            " …" if fit.outliers.size > 6 else ""
-        )
+        angles = fit.tilt_deg[fit.outliers[:6]].tolist()
+        named = [f"{degrees(t)} (image {i})" for t, i in zip(angles, fit.outliers.tolist(), strict=False)]
+        more = " and others" if fit.outliers.size > len(named) else ""
         found.append(
-            f"These tilts fit much worse than the others: {named} (images {', '.join(map(str, fit.outliers[:6]))}). "
-            "Look at them below; leave out what is damaged with --skip."
+            f"Fits much worse than its neighbours: {', '.join(named)}{more}. Look at the images below; leave out what "
+            "is damaged with --skip."
         )
     away = float(np.max(np.abs(fit.ratio - 1), initial=0))
     if away > 0.1:
@@ -365,6 +378,13 @@ def _fit_warnings(result: Reconstruction, fit: Fit) -> list[str]:
                 "specimen left the image. Check the alignment."
             )
     return found
+
+
+def _intensity_ratio(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    seen = np.isfinite(measured)
+    total = np.sum(predicted, axis=(1, 2), where=seen, dtype=np.float64)
+    known = total != 0
+    return np.where(known, np.sum(measured, axis=(1, 2), where=seen, dtype=np.float64) / np.where(known, total, 1), 1.0)
 
 
 def _outliers(relative: np.ndarray, tilt: np.ndarray) -> np.ndarray:

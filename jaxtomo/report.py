@@ -127,7 +127,13 @@ def _agreement(fit: Fit, result: Reconstruction) -> Section:
             "Residual and intensity ratio per tilt",
             "Above: RMS of measured minus predicted over RMS of measured, for each tilt; dashed, the median; orange, "
             "tilts that stand out. Below: total measured over total predicted intensity; a smooth curve near 1 is "
-            "right, jumps mean that the brightness changed between images. Click a bar to see its images below.",
+            "right, jumps mean that the brightness changed between images"
+            + (
+                " (the run fitted a gain and an offset per tilt, which the residual takes into account)"
+                if fit.rescaled
+                else ""
+            )
+            + ". Click a bar to see its images below.",
         ),
         _tilt_images(fit, chart),
         _figure(

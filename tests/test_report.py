@@ -78,7 +78,7 @@ def made(shape=(12, 14, 16), tilts=9) -> Reconstruction:
         series,
         history={"misfit": np.geomspace(1, 0.01, 20), "gap": np.geomspace(1, 1e-4, 20)},
         metrics={"fsc_frequency": np.arange(9) / 16, "fsc_curve": np.linspace(1, 0, 9), "held_out_error": 0.05},
-        settings={"method": "sirt", "steps": 20, "seed": 0, "versions": {"jax": "0.10.2"}},
+        settings={"solver": {"method": "sirt"}, "steps": 20, "seed": 0, "versions": {"jax": "0.10.2"}},
         message="all 20 steps done",
     )
 

@@ -226,16 +226,17 @@ function turned(rows, axis, angle) {
 
 // The level that parts the counts into two classes with the largest variance between them [Otsu 1979].
 function otsu(counts) {
-  let total = 0, sum = 0, below = 0, sumBelow = 0, best = -1, level = 128;
+  let total = 0, sum = 0, below = 0, sumBelow = 0, best = -1, first = 127, last = 127;
   counts.forEach((n, i) => { total += n; sum += n * i; });
   counts.forEach((n, i) => {
     below += n;
     sumBelow += n * i;
     if (!below || below === total) return;
     const spread = below * (total - below) * (sumBelow / below - (sum - sumBelow) / (total - below)) ** 2;
-    if (spread > best) { best = spread; level = i + 1; }
+    if (spread > best * (1 + 1e-9)) { best = spread; first = i; }
+    if (spread >= best * (1 - 1e-9)) last = i;
   });
-  return Math.min(level, 254);
+  return clamp(Math.round((first + last + 1) / 2), 1, 254);  // the middle, where empty levels leave it open
 }
 
 document.querySelectorAll("[data-volume]").forEach(showVolume);
