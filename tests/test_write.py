@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ import tifffile
 import jaxtomo as jt
 from jaxtomo.data import Pose, Reconstruction
 from jaxtomo.io import outgoing as outgoing_module
+from jaxtomo.io.new_hdf5 import put_slab
 from jaxtomo.io.reconstruction import read_reconstruction
 from jaxtomo.io.write import write
 from jaxtomo.series import TiltSeries
@@ -641,6 +643,20 @@ def test_a_real_disk_that_fills_or_is_read_only(tmp_path, mount, says):
     assert done.stdout.splitlines() == [
         f"{suffix} True []" for suffix in (".mrc", ".h5", ".emd", ".zarr", ".tif", ".npy")
     ]
+
+
+def test_ctrl_c_stops_an_hdf5_file_between_slabs():
+    class Dataset:
+        done = False
+
+        def __setitem__(self, index, block):
+            signal.raise_signal(signal.SIGINT)
+            self.done = True
+
+    dataset, usual = Dataset(), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        put_slab(dataset, (slice(0, 1),), np.zeros((1, 1, 1)))
+    assert dataset.done and signal.getsignal(signal.SIGINT) is usual
 
 
 def test_writing_starts_neither_jax_nor_the_libraries_of_other_formats(tmp_path):

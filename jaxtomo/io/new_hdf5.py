@@ -1,15 +1,18 @@
-"""HDF5 files that a full disk cannot spoil in silence."""
+"""HDF5 files that a full disk cannot spoil in silence, and whose writing Ctrl-C stops."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 _CACHE = 1 << 20  # bytes of chunks that HDF5 may hold back
 _BALLAST = 8 << 20  # bytes: more than those, with their index and whatever else it holds back
@@ -47,3 +50,22 @@ def put(group: h5py.Group, name: str, data: Any, **options: Any) -> h5py.Dataset
     dataset = group.create_dataset(name, data=data, **options)
     dataset.flush()
     return dataset
+
+
+def put_slab(dataset: h5py.Dataset, index: tuple, block: np.ndarray) -> None:
+    """`dataset[index] = block`, after which a Ctrl-C that came meanwhile takes effect.
+
+    Coming while h5py is at work, it would mostly be raised in one of h5py's own callbacks, and lost there.
+    """
+    # other threads get no signals, and a handler that is not Python's (None) could not be put back
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        dataset[index] = block
+        return
+    came: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        dataset[index] = block
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if came:
+        signal.raise_signal(signal.SIGINT)

@@ -29,7 +29,7 @@ import numpy as np
 from .. import __version__
 from ..errors import InputError
 from ..series import TiltSeries
-from .new_hdf5 import new_hdf5, put
+from .new_hdf5 import new_hdf5, put, put_slab
 from .outgoing import Outgoing, outgoing
 from .raw import guarded
 
@@ -69,7 +69,7 @@ def _write_array(group: h5py.Group, name: str, out: Outgoing, size: str) -> None
         name, out.shape, "<f4", chunks=chunk, compression="gzip", compression_opts=1, shuffle=True
     )
     for index, block in out.slabs(chunk[-3]):
-        data[index] = block
+        put_slab(data, index, block)
     data.flush()  # an error that comes when HDF5 lets go of the dataset would be lost
     data.attrs["axes"] = " ".join(out.axes)
     if out.voxel_nm:

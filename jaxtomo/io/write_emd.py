@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .new_hdf5 import new_hdf5, put
+from .new_hdf5 import new_hdf5, put, put_slab
 from .outgoing import Outgoing, without_channels
 
 _CHUNK = 32  # voxels: slabs come in along z, and z is the last axis of the file
@@ -39,7 +39,7 @@ def _write_volume(group: h5py.Group, out: Outgoing) -> h5py.Dataset:
     chunk = out.chunk(_CHUNK, _CHUNK, _CHUNK)
     data = group.create_dataset("data", (nx, ny, nz), "<f4", chunks=chunk[::-1])
     for (sections,), block in out.slabs(chunk[0]):
-        data[:, :, sections] = block.transpose(2, 1, 0)
+        put_slab(data, (slice(None), slice(None), sections), block.transpose(2, 1, 0))
     data.flush()
     for number, (name, n) in enumerate(zip("xyz", (nx, ny, nz), strict=True), 1):
         _length(group, number, name, n, out.voxel_nm)
@@ -50,7 +50,7 @@ def _write_images(group: h5py.Group, out: Outgoing) -> h5py.Dataset:
     tilts, ny, nx = out.shape
     data = group.create_dataset("data", (tilts, nx, ny), "<f4", chunks=(1, nx, ny))
     for (sections,), block in out.slabs():
-        data[sections] = np.rot90(block, 1, axes=(1, 2))
+        put_slab(data, (sections,), np.rot90(block, 1, axes=(1, 2)))
     data.flush()
     _dim(group, 1, "angles", "[deg]", out.tilt_deg)
     _length(group, 2, "y", nx, out.voxel_nm)
