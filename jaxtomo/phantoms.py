@@ -51,16 +51,16 @@ __all__ = [
 Shape = tuple[int, int, int]
 
 
-def supported_particles(shape: Shape, seed: int = 0, particles: int = 32, support: float = 0.15) -> np.ndarray:
+def supported_particles(shape: Shape, seed: int = 0, particles: int = 22, support: float = 0.15) -> np.ndarray:
     """Faceted metal particles of two elements on both sides of a thin, wavy, holed film of intensity `support`.
 
-    Sizes are log-normal (median radius 0.045); shapes are truncated octahedra, cuboctahedra, icosahedra, plates, rods
+    Sizes are log-normal (median radius 0.06); shapes are truncated octahedra, cuboctahedra, icosahedra, plates, rods
     and balls, each cut flat where it touches the film.
     """
     rng = np.random.default_rng(seed)
-    film, surface = _film(rng, thickness=0.04, value=support)
+    film, surface = _film(rng, thickness=0.05, value=support)
     bodies, placed = [film], []
-    for radius in np.sort(np.clip(rng.lognormal(np.log(0.045), 0.4, particles), 0.02, 0.095))[::-1]:
+    for radius in np.sort(np.clip(rng.lognormal(np.log(0.06), 0.4, particles), 0.022, 0.12))[::-1]:
         contact = rng.uniform(0.45, 0.9) * radius
         for _ in range(200):
             where, normal, room = surface(*_in_disc(rng, 0.4), rng.choice([-1, 1], p=[0.3, 0.7]))
@@ -124,7 +124,7 @@ def hollow_particles(shape: Shape, seed: int = 0, particles: int = 10, support: 
     rng = np.random.default_rng(seed)
     film, surface = _film(rng, thickness=0.03, value=support)
     bodies, placed = [film], []
-    for radius in np.sort(rng.uniform(0.055, 0.13, particles))[::-1]:
+    for radius in np.sort(rng.uniform(0.065, 0.14, particles))[::-1]:
         for _ in range(300):
             where, normal, room = surface(*_in_disc(rng, 0.38), rng.choice([-1, 1]))
             centre = where + 0.95 * radius * normal
@@ -133,7 +133,7 @@ def hollow_particles(shape: Shape, seed: int = 0, particles: int = 10, support: 
         else:
             continue
         placed.append((centre, radius))
-        wall = rng.uniform(0.022, 0.034)
+        wall = rng.uniform(0.028, 0.042)
         if rng.random() < 0.6:
             outside, inside = ball(radius), ball(radius - wall)
         else:  # a cage: a cube with its corners rounded off
