@@ -28,6 +28,7 @@ class Solver(NamedTuple):
             residual norm before the step.
         read: `(problem, state) -> (volume [z, x, y], pose)`.
         settings: the method's name and parameters, for the record.
+        steps: how many are usually enough.
 
     Parameters belong into the state, not into a closure: then one compiled `step` serves all their values.
     """
@@ -36,6 +37,7 @@ class Solver(NamedTuple):
     step: Callable[..., Any]
     read: Callable[..., Any]
     settings: Mapping[str, Any]
+    steps: int = 100
 
 
 class Progress(NamedTuple):
@@ -79,7 +81,7 @@ def run_steps(problem, state, key, start, count, *, step, size: int = CHUNK):
 def reconstruct(
     problem: Problem,
     solver: Solver,
-    steps: int = 100,
+    steps: int | None = None,
     *,
     key: jax.Array | None = None,
     callbacks: Sequence[Callable[[Progress], str | None]] | None = None,
@@ -95,7 +97,7 @@ def reconstruct(
     Args:
         problem: what is asked.
         solver: how; `jt.sirt()`, `jt.tv()`, ... or your own `Solver`.
-        steps: how many, unless a callback stops earlier.
+        steps: how many, unless a callback stops earlier; by default what the solver finds usual.
         key: seed of the run, `jax.random.key(0)` by default.
         callbacks: each is called after every chunk of steps and once more at the end, and may return a sentence
             to stop the run. By default a progress bar and `callbacks.stop_when_converged()`.
@@ -106,6 +108,7 @@ def reconstruct(
     Raises:
         KeyboardInterrupt: passed on, after the callbacks have seen the last state (a checkpoint is then written).
     """
+    steps = solver.steps if steps is None else steps
     if steps < 1:
         raise InputError(f"steps is {steps}. Give at least 1.")
     key = jax.random.key(0) if key is None else key
@@ -116,6 +119,8 @@ def reconstruct(
         done, state, history = 0, solver.init(problem, key), {}
     else:
         done, state, history = resume
+    # The steps reuse the state's memory, so it must not share any with the problem or the caller.
+    state = jax.tree.map(jnp.copy, state)
     message = None if done < steps else f"all {steps} steps were done before"
     chunk, compiled = 1, 0.0
 

@@ -9,13 +9,13 @@ spectra.npz                 isotropic power spectra of real volumes, for `jaxtom
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
+from ..spectrum import Spectrum
 
 _FOLDER = Path(str(resources.files(__name__)))
 
@@ -30,26 +30,6 @@ def path(name: str) -> Path:
 def names() -> list[str]:
     """The names `path` knows."""
     return sorted(entry.name for entry in _FOLDER.iterdir() if entry.suffix in (".mrc", ".rawtlt", ".npz"))
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """How the variance of a kind of material is spread over spatial frequency, averaged over directions.
-
-    Attributes:
-        frequency: `[bin]` cycles per voxel, rising from near 0 to √3/2.
-        power: `[bin]`, such that `np.interp(|f|, frequency, power)` has mean 1 over the discrete frequencies of a cube:
-            times the variance it is the eigenvalue of a stationary covariance.
-        mean: mean intensity of the example volumes, in their own units.
-        std: standard deviation of the example volumes, in their own units.
-        voxel_nm: their voxel size, NaN where it was not published.
-    """
-
-    frequency: np.ndarray
-    power: np.ndarray
-    mean: float
-    std: float
-    voxel_nm: float
 
 
 def spectrum(name: str) -> Spectrum:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..data import Problem
 from ..errors import InputError
 from ..likelihood import gaussian
 from ..solve import Solver
@@ -24,13 +25,13 @@ def cgls() -> Solver:
 
     Raises InputError for another likelihood than `gaussian()`.
     """
-    return Solver(_init, _step, _read, {"method": "cgls"})
+    return Solver(_init, _step, _read, {"method": "cgls"}, steps=15)
 
 
 def _init(problem, key):
     if problem.likelihood is not gaussian():
         raise InputError("cgls solves the Gaussian likelihood only. Take sirt, tv or fit for another.")
-    direction = problem.back_project(problem.weights * problem.images)
+    direction = jax.jit(Problem.back_project)(problem, problem.weights * problem.images)
     return State(jnp.zeros_like(direction), problem.images, direction, jnp.vdot(direction, direction))
 
 

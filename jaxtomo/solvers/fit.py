@@ -13,8 +13,9 @@ from ..solve import Solver
 from .sirt import inverse, ray_lengths
 
 
-def typical_density(problem, rounds: int = 5):
-    """Σ v² / Σ v of a rough reconstruction: the density of a uniform specimen, whatever its size."""
+@jax.jit
+def typical_density(problem):
+    """Σ v⁵ / Σ v⁴ of twenty steps of SIRT: near the density of the densest matter, whatever its amount."""
     rows = inverse(ray_lengths(problem), 0.1)
     columns = inverse(problem.back_project(jnp.broadcast_to(problem.weights, problem.images.shape)), 1e-3)
 
@@ -22,9 +23,9 @@ def typical_density(problem, rounds: int = 5):
         residual = problem.weights * (problem.images - problem.project(volume))
         return jnp.maximum(volume + columns * problem.back_project(rows * residual), 0)
 
-    volume = jax.lax.fori_loop(0, rounds, improve, jnp.zeros(problem.shape, problem.images.dtype))
-    total = jnp.sum(volume)
-    return jnp.where(total > 0, jnp.sum(volume**2) / jnp.maximum(total, 1e-30), 1.0)
+    volume = jax.lax.fori_loop(0, 20, improve, jnp.zeros(problem.shape, problem.images.dtype))
+    relative = volume / jnp.maximum(jnp.max(volume), 1e-30)
+    return jnp.where(jnp.max(volume) > 0, jnp.max(volume) * jnp.sum(relative**5) / jnp.sum(relative**4), 1.0)
 
 
 def fit(
@@ -34,6 +35,7 @@ def fit(
     *,
     pixel_weights: Callable | None = None,
     settings: dict | None = None,
+    steps: int = 500,
 ) -> Solver:
     """min over a prior's parameters (and the poses) of relative misfit + penalty.
 
@@ -46,6 +48,7 @@ def fit(
         pose_optimizer: of the pose's parameters that are not None; None leaves the pose alone.
         pixel_weights: `(problem) -> weights` to use in place of the problem's own.
         settings: for the record.
+        steps: how many are usually enough.
     """
 
     def loss(parameters, pose, graph, rest, weights, problem):
@@ -61,7 +64,7 @@ def fit(
         return relative + penalty, (problem.misfit(predicted)[0], relative)
 
     def init(problem, key):
-        module = prior(problem, jax.jit(typical_density)(problem), key)
+        module = prior(problem, typical_density(problem), key)
         graph, parameters, rest = nnx.split(module, nnx.Param, ...)
         state = {"graph": graph, "parameters": parameters, "rest": rest, "pose": problem.pose}
         state["weights"] = problem.weights if pixel_weights is None else pixel_weights(problem)
@@ -87,4 +90,4 @@ def fit(
     def read(problem, state):
         return nnx.merge(state["graph"], state["parameters"], state["rest"])(), state["pose"]
 
-    return Solver(init, step, read, settings or {"method": "fit"})
+    return Solver(init, step, read, settings or {"method": "fit"}, steps)

@@ -48,7 +48,7 @@ def sart(subsets: int | None = None, relaxation: float = 0.5, nonnegative: bool 
         index, real = ordered_subsets(tilts, count)
         return State(
             jnp.zeros(problem.shape, problem.images.dtype),
-            inverse(ray_lengths(problem), 0.1),
+            inverse(jax.jit(ray_lengths)(problem), 0.1),
             jnp.asarray(index),
             jnp.asarray(real),
             jnp.asarray(relaxation),
@@ -56,7 +56,7 @@ def sart(subsets: int | None = None, relaxation: float = 0.5, nonnegative: bool 
         )
 
     settings = {"method": "sart", "subsets": subsets, "relaxation": relaxation, "nonnegative": nonnegative}
-    return Solver(init, _step, _read, settings)
+    return Solver(init, _step, _read, settings, steps=20)
 
 
 def _step(problem, state, key):

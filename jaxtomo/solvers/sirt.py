@@ -35,13 +35,17 @@ def sirt(relaxation: float = 1.0, nonnegative: bool = True) -> Solver:
     [Gilbert 1972; Gregor & Benson 2008]
     """
 
-    def init(problem, key):
-        rows = inverse(ray_lengths(problem), 0.1)
-        columns = inverse(problem.back_project(jnp.broadcast_to(problem.weights, problem.images.shape)), 1e-3)
-        least = jnp.asarray(0.0 if nonnegative else -jnp.inf)
-        return State(jnp.zeros(problem.shape, problem.images.dtype), rows, columns, jnp.asarray(relaxation), least)
+    least = 0.0 if nonnegative else -jnp.inf
+    settings = {"method": "sirt", "relaxation": relaxation, "nonnegative": nonnegative}
+    return Solver(lambda problem, key: _init(problem, relaxation, least), _step, _read, settings)
 
-    return Solver(init, _step, _read, {"method": "sirt", "relaxation": relaxation, "nonnegative": nonnegative})
+
+@jax.jit
+def _init(problem, relaxation, least):
+    rows = inverse(ray_lengths(problem), 0.1)
+    columns = inverse(problem.back_project(jnp.broadcast_to(problem.weights, problem.images.shape)), 1e-3)
+    volume = jnp.zeros(problem.shape, problem.images.dtype)
+    return State(volume, rows, columns, jnp.asarray(relaxation, volume.dtype), jnp.asarray(least, volume.dtype))
 
 
 def _step(problem, state, key):

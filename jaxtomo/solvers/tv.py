@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ..errors import InputError
 from ..likelihood import gaussian
@@ -14,40 +15,95 @@ from ..solve import Solver
 from .fit import typical_density
 from .sirt import inverse, ray_lengths
 
+RELAXATION = 1.8
+GAP_EVERY = 10  # steps between two duality gaps, each of which costs about one step
+
 
 class State(NamedTuple):
     volume: jax.Array  # in units of the typical density
     images: jax.Array  # dual of the data, [tilt, x, y]
     field: jax.Array  # dual of the gradient, [3, z, x, y], |field| <= weight
-    weight: jax.Array  # λ, per voxel
+    weight: jax.Array  # λ / number of voxels
     density: jax.Array
-    rows: jax.Array  # A 1
-    columns: jax.Array  # Aᵀ 1
-    balance: jax.Array  # dual steps are multiplied by this, primal ones divided
+    rows: jax.Array  # dual step sizes
+    columns: jax.Array  # primal step sizes
+    count: jax.Array
+    gap: jax.Array
 
 
-def tv(weight: float = 0.01, balance: float = 1.0) -> Solver:
+def tv(weight: float = 0.1) -> Solver:
     """min over v >= 0 of Σ w (A v - y)² / Σ w y² + λ mean |∇v|, v in units of the specimen's density.
 
-    Chambolle and Pock's primal-dual iteration with diagonal steps. Each step
-    reports the relative duality `gap`, computed for densities up to twice the largest present.
-    Raises InputError for another likelihood than `gaussian()`. [Chambolle & Pock 2011; Pock & Chambolle 2011]
+    Chambolle and Pock's primal-dual iteration, over-relaxed, with diagonal steps 1/(Aᵀ1 + 6), 1/(A1) and 1/2. Duals
+    are of the order of λ where primals are of the order of 1, and so are the steps: this balance makes some hundred
+    steps enough. Every tenth step refreshes the relative duality `gap`, for densities up to twice the largest
+    present. Raises InputError for another likelihood than `gaussian()`.
+    [Chambolle & Pock 2011; Pock & Chambolle 2011; Condat 2013 for the relaxation]
     """
 
     def init(problem, key):
         if problem.likelihood is not gaussian():
             raise InputError("tv solves the Gaussian likelihood only. Take fit(voxels(...)) for another.")
-        images = problem.images
-        ones = jnp.ones(problem.shape, images.dtype)
-        return State(
-            jnp.zeros_like(ones),
-            jnp.zeros_like(images),
-            jnp.zeros((3, *problem.shape), images.dtype),
-            jnp.asarray(weight / ones.size, images.dtype),
-            typical_density(problem),
-            ray_lengths(problem),
-            problem.back_project(jnp.ones_like(images)),
-            jnp.asarray(balance, images.dtype),
-        )
+        return _init(problem, weight)
 
-    return Solver(init, _step, _read, {"method": "tv", "weight": weight})
+    return Solver(init, _step, _read, {"method": "tv", "weight": weight}, steps=400)
+
+
+@jax.jit
+def _init(problem, weight):
+    images, size = problem.images, problem.shape
+    weight = jnp.asarray(weight / jnp.prod(jnp.asarray(size, images.dtype)), images.dtype)
+    columns = 1 / (problem.back_project(jnp.ones_like(images)) + 6)
+    return State(
+        volume=jnp.zeros(size, images.dtype),
+        images=jnp.zeros_like(images),
+        field=jnp.zeros((3, *size), images.dtype),
+        weight=weight,
+        density=typical_density(problem),
+        rows=inverse(ray_lengths(problem), 0.01) * weight,
+        columns=columns / weight,
+        count=jnp.asarray(0),
+        gap=jnp.ones((), images.dtype),
+    )
+
+
+def _step(problem, state, key):
+    measured = problem.images / state.density
+    precision = 2 * problem.weights / jnp.sum(problem.weights * measured**2)
+    slope = problem.back_project(state.images) - divergence(state.field)
+    volume = jnp.maximum(state.volume - state.columns * slope, 0)
+    ahead = 2 * volume - state.volume
+    residual = problem.project(ahead) - measured
+    images = (state.images + state.rows * residual) * precision / (precision + state.rows)
+    field = state.field + state.weight / 2 * gradient(ahead)
+    field = field / jnp.maximum(1, jnp.sqrt(jnp.sum(field**2, 0)) / state.weight)
+    count = state.count + 1
+
+    def refresh():
+        return _gap(problem, state.weight, measured, precision, volume, images, field)
+
+    gap = lax.cond(count % GAP_EVERY == 0, refresh, lambda: state.gap)
+    relaxed = (
+        old + RELAXATION * (new - old)
+        for old, new in ((state.volume, volume), (state.images, images), (state.field, field))
+    )
+    names = ("volume", "images", "field")
+    new = state._replace(count=count, gap=gap, **dict(zip(names, relaxed, strict=True)))
+    misfit = jnp.sqrt(jnp.sum(precision * residual**2) / 2)
+    return new, {"misfit": misfit, "gap": gap}
+
+
+def _gap(problem, weight, measured, precision, volume, images, field):
+    """(primal - dual) / primal, the dual taken over 0 <= v <= 2 max(v), where it is finite."""
+    residual = problem.project(volume) - measured
+    variation = jnp.sum(jnp.sqrt(jnp.sum(gradient(volume) ** 2, 0)))
+    primal = jnp.sum(precision * residual**2) / 2 + weight * variation
+    live = precision > 0
+    conjugate = jnp.sum(jnp.where(live, images**2 / jnp.where(live, precision, 1), 0)) / 2
+    slope = problem.back_project(images) - divergence(field)
+    dual = 2 * jnp.max(volume) * jnp.sum(jnp.minimum(slope, 0)) - jnp.vdot(measured, images) - conjugate
+    return (primal - dual) / primal
+
+
+def _read(problem, state):
+    return jnp.maximum(state.volume, 0) * state.density, problem.pose

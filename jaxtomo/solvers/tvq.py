@@ -37,4 +37,4 @@ def tvq(weight: float = 0.7, power: float = 0.7, steps: int = 500, rate: float =
     """
     schedule = optax.cosine_decay_schedule(rate, steps, alpha=0.02)
     settings = {"method": "tvq", "weight": weight, "power": power, "planned_steps": steps, "rate": rate}
-    return fit(voxels(weight, power), optax.adam(schedule), pixel_weights=count_weights, settings=settings)
+    return fit(voxels(weight, power), optax.adam(schedule), pixel_weights=count_weights, settings=settings, steps=steps)

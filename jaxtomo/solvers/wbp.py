@@ -54,7 +54,7 @@ def wbp(window: str = "ramp") -> Solver:
     """
     if window not in WINDOWS:
         raise InputError(f"no window {window!r}. Take one of {', '.join(WINDOWS)}.")
-    return Solver(_init, _STEPS[window], _read, {"method": "wbp", "window": window})
+    return Solver(_init, _STEPS[window], _read, {"method": "wbp", "window": window}, steps=1)
 
 
 def _init(problem, key):
@@ -64,7 +64,7 @@ def _init(problem, key):
 def _stepper(window):
     def step(problem, state, key):
         """Filter every image and smear it back."""
-        tilts, width, _ = problem.images.shape
+        width = problem.images.shape[1]
         size = 1 << int(np.ceil(np.log2(2 * width)))
         index = jnp.arange(size)
         response = jnp.fft.rfft(ramp(jnp.minimum(index, size - index))).real * window(jnp.fft.rfftfreq(size))
@@ -73,7 +73,8 @@ def _stepper(window):
         filtered = jnp.fft.irfft(jnp.fft.rfft(images, size, axis=1) * response[None, :, None], size, axis=1)
         steps = tilt_steps(problem.pose.tilt, live.any((1, 2)))
         volume = problem.back_project(filtered[:, :width] * steps[:, None, None])
-        return volume, {"misfit": problem.misfit(problem.project(volume))[0]}
+        # A gap of 0: there is nothing to gain from a second step.
+        return volume, {"misfit": problem.misfit(problem.project(volume))[0], "gap": jnp.zeros(())}
 
     return step
 

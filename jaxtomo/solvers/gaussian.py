@@ -1,0 +1,110 @@
+"""A stationary Gaussian prior whose spectrum comes from example volumes: the linear method to beat on texture."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import likelihood, samples
+from ..errors import InputError
+from ..solve import Solver
+from ..spectrum import Spectrum
+from .sirt import ray_lengths
+
+PADDING = 16  # voxels on each side, so that opposite faces, neighbours to an FFT, are not correlated
+
+
+class State(NamedTuple):
+    white: jax.Array  # ξ on the padded grid
+    residual: jax.Array  # y - A (μ + L ξ)
+    direction: jax.Array
+    energy: jax.Array  # |Lᵀ Aᵀ w residual - λ σ² ξ|²
+    root: jax.Array  # square root of the prior's spectrum on the padded grid, half of it
+    mean: jax.Array  # μ
+    noise: jax.Array  # λ σ²
+
+
+def gaussian(spectrum: str | Spectrum = "fib_sem", weight: float = 1.0) -> Solver:
+    """The posterior mean under v ~ N(μ, S), y ~ N(A v, λ σ²/w), S stationary with the given spectrum.
+
+    v = μ + L ξ with L = S^½, and conjugate gradients on (Lᵀ Aᵀ w A L + λ σ²) ξ = Lᵀ Aᵀ w (y - A μ): preconditioned by
+    the prior itself. μ is the mean density along all rays, the prior's contrast std/mean is that of the examples, and
+    the noise σ is measured in the images. Densities can be negative.
+
+    Args:
+        spectrum: `jaxtomo.spectrum.spectrum_of(volumes)`, or the name of one that ships: see `samples.spectrum`.
+        weight: λ, in units of the measured noise variance.
+
+    Raises InputError for another likelihood than `gaussian()`.
+    """
+    known = samples.spectrum(spectrum) if isinstance(spectrum, str) else spectrum
+    name = spectrum if isinstance(spectrum, str) else "given"
+
+    def init(problem, key):
+        if problem.likelihood is not likelihood.gaussian():
+            raise InputError("the Gaussian prior solves the Gaussian likelihood only.")
+        voxel_nm = problem.series.pixel_nm if problem.series is not None else None
+        finer = voxel_nm / known.voxel_nm if voxel_nm and np.isfinite(known.voxel_nm) else 1.0
+        power = np.interp(_frequencies(problem.shape) / finer, known.frequency, known.power).astype(np.float32)
+        return _init(problem, jnp.asarray(power), known.std / abs(known.mean), weight)
+
+    return Solver(init, _step, _read, {"method": "gaussian", "spectrum": name, "weight": weight}, steps=100)
+
+
+def _frequencies(shape):
+    """|f| in cycles per voxel on the padded grid, the half that a real FFT keeps."""
+    z, x, y = (n + 2 * PADDING for n in shape)
+    return np.sqrt(np.fft.fftfreq(z)[:, None, None] ** 2 + np.fft.fftfreq(x)[:, None] ** 2 + np.fft.rfftfreq(y) ** 2)
+
+
+def _coloured(white, root):
+    """L ξ on the volume's grid."""
+    shape = white.shape
+    field = jnp.fft.irfftn(jnp.fft.rfftn(white) * root, shape)
+    return field[tuple(slice(PADDING, n - PADDING) for n in shape)]
+
+
+def _whitened(volume, root):
+    """Lᵀ v on the padded grid."""
+    padded = jnp.pad(volume, PADDING)
+    return jnp.fft.irfftn(jnp.fft.rfftn(padded) * root, padded.shape)
+
+
+def noise_variance(images):
+    """σ² from the median size of diagonal details, (a - b - c + d)/2 of 2×2 pixels. [Donoho & Johnstone 1994]"""
+    detail = (images[:, 1:, 1:] - images[:, :-1, 1:] - images[:, 1:, :-1] + images[:, :-1, :-1]) / 2
+    return (jnp.median(jnp.abs(detail)) / 0.6745) ** 2
+
+
+@jax.jit
+def _init(problem, power, contrast, weight):
+    lengths = ray_lengths(problem)
+    mean = jnp.sum(problem.weights * problem.images) / jnp.sum(problem.weights * lengths)
+    # No noise at all would leave nothing to stop the iteration at: a thousandth of the signal is the least.
+    least = 1e-6 * jnp.mean(problem.images**2)
+    noise = jnp.maximum(noise_variance(problem.images), least)
+    root = jnp.sqrt(power) * contrast * jnp.abs(mean)
+    residual = problem.images - mean * lengths
+    slope = _whitened(problem.back_project(problem.weights * residual), root)
+    return State(jnp.zeros_like(slope), residual, slope, jnp.vdot(slope, slope), root, mean, weight * noise)
+
+
+def _step(problem, state, key):
+    scale = jnp.maximum(jnp.sum(problem.weights * problem.images**2), 1e-30)
+    misfit = jnp.sqrt(jnp.sum(problem.weights * state.residual**2) / scale)
+    projected = problem.project(_coloured(state.direction, state.root))
+    curvature = jnp.sum(problem.weights * projected**2) + state.noise * jnp.vdot(state.direction, state.direction)
+    length = jnp.where(curvature > 0, state.energy / jnp.where(curvature > 0, curvature, 1), 0)
+    white, residual = state.white + length * state.direction, state.residual - length * projected
+    slope = _whitened(problem.back_project(problem.weights * residual), state.root) - state.noise * white
+    energy = jnp.vdot(slope, slope)
+    turn = jnp.where(state.energy > 0, energy / jnp.where(state.energy > 0, state.energy, 1), 0)
+    new = state._replace(white=white, residual=residual, direction=slope + turn * state.direction, energy=energy)
+    return new, {"misfit": misfit, "slope": jnp.sqrt(energy)}
+
+
+def _read(problem, state):
+    return state.mean + _coloured(state.white, state.root), problem.pose
