@@ -25,19 +25,19 @@ _project = jax.jit(project)  # one compilation for all outliers: each is a proje
 class Microscope:
     """How far the microscope is from perfect; the defaults are perfect but for the dose.
 
-    Intensities are in units of the *mean*: the mean ray sum over all pixels of the whole perfect series.
+    The *mean* below is the mean ray sum over all pixels of all images of the perfect series.
 
     Attributes:
         dose: mean number of electrons counted per pixel and image: a ray sum p is counted as a Poisson number of mean
             dose * p / mean. `inf` counts without noise.
-        readout: standard deviation of the Gaussian noise added to every pixel, of the mean.
+        readout: standard deviation of the Gaussian noise added to every pixel, as a fraction of the mean.
         tilt_jitter_deg: standard deviation of the true tilts about the nominal ones.
         shift_jitter_px: standard deviation of the shift along u and along v each, in pixels of the recorded images.
         rotation_jitter_deg: standard deviation of the rotation in the image plane.
         magnification_jitter: standard deviation of the magnification about 1.
         second_tilt_jitter_deg: standard deviation of the tilt about x.
         gain: standard deviation of log(gain), one gain per tilt.
-        offset: standard deviation of the offset added to each image, of the mean.
+        offset: standard deviation of the offset added to each image, as a fraction of the mean.
         outliers: mean number of grains per image that diffraction makes brighter, by a half to three times.
     """
 
@@ -54,10 +54,12 @@ class Microscope:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not value >= 0 or (name == "dose" and value == 0):
+            if name == "dose" and not value > 0:
                 raise InputError(
-                    f"Microscope: {name} is {value}. Give a number above 0 (0 turns all but the dose off)."
+                    f"Microscope: dose is {value}. Give a mean count above 0, or inf for none of its noise."
                 )
+            if name != "dose" and not 0 <= value < math.inf:
+                raise InputError(f"Microscope: {name} is {value}. Give a finite number above 0, or 0 for none of it.")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def expose(
     is `fine` averaged over 2x2x2. Deterministic by `seed`: each effect draws from its own stream of it (NumPy's
     Generator), so turning one on leaves the draws of the others as they were. `pixel_nm` is passed on to the series.
 
-    Raises InputError for a volume of an odd or empty side, with negative or non-finite voxels, or without any mass.
+    Raises InputError for a volume of an odd or empty side, with negative or non-finite voxels, or without any mass, and
+    for tilts that are not finite or none at all.
     """
     fine = np.asarray(fine, np.float32)
     if fine.ndim != 3 or any(n < 2 or n % 2 for n in fine.shape):
@@ -118,6 +121,8 @@ def expose(
         raise InputError("simulate: the volume has negative or non-finite voxels, or none above 0. Clip or repair it.")
     microscope = microscope or Microscope()
     tilt_deg = np.asarray(tilt_deg, float).reshape(-1)
+    if tilt_deg.size == 0 or not np.isfinite(tilt_deg).all():
+        raise InputError("simulate: tilt_deg is empty or not finite. Give at least one angle in degrees.")
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
     pose = jittered_pose(tilt_deg, microscope, streams[0])
     fine_pose = pose if pose.shift is None else pose.replace(shift=2 * pose.shift)

@@ -185,7 +185,15 @@ def test_bad_volume_is_named_with_its_cure(volume, words):
         simulate(volume, TILTS)
 
 
-@pytest.mark.parametrize("settings", [{"dose": 0}, {"dose": -1}, {"gain": -0.1}, {"readout": math.nan}])
+@pytest.mark.parametrize("tilts", [[], [0, math.nan]])
+def test_bad_tilts_are_named_with_their_cure(tilts, fine):
+    with pytest.raises(InputError, match="at least one angle"):
+        simulate(fine, tilts)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dose": 0}, {"dose": -1}, {"gain": -0.1}, {"readout": math.nan}, {"offset": math.inf}]
+)
 def test_bad_microscope_is_named_with_its_cure(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         Microscope(**settings)
