@@ -117,7 +117,7 @@ def fit(result: Reconstruction) -> Fit | None:
 
 def headline(result: Reconstruction, fit: Fit | None) -> list[Number]:
     """The numbers to read first."""
-    settings, metrics = result.settings, result.metrics
+    settings = result.settings
     tilt = np.rad2deg(np.asarray(result.pose.tilt, np.float64))
     numbers = [_method(result), _volume(result), _tilts(tilt), _shifts(result)]
     if fit is not None:
@@ -137,19 +137,7 @@ def headline(result: Reconstruction, fit: Fit | None) -> list[Number]:
                 "is not linear. Images that were rotated or resampled have correlated noise, 0.2 to 0.5.",
             )
         )
-    held = first_of(metrics, "held_out_error", "held_out", "held_out_prediction_error")
-    meaning = (
-        "Some tilts are kept back, the volume is computed without them, and it has to predict them. This is the most "
-        "direct test without a ground truth. Close to the misfit is good; far above it means that the volume is bent "
-        "to the tilts it saw: fewer steps, more regularisation, or more tilts."
-    )
-    if held is not None:
-        worse = held / fit.overall if fit is not None and fit.overall > 0 else float("nan")
-        state = "" if not np.isfinite(worse) else "good" if worse < 1.5 else "fair" if worse < 3 else "check"
-        detail = f"{worse:.2g} times the misfit" if np.isfinite(worse) else ""
-        numbers.append(Number("Held-out tilts", percent(held), detail, state, meaning))
-    else:
-        numbers.append(Number("Held-out tilts", "not measured", "use --hold-out", "", meaning))
+    numbers.append(_prediction(result, fit))
     numbers.append(_resolution(result))
     seconds, first = first_of(settings, "seconds"), first_of(settings, "seconds_to_first_step")
     where = settings.get("device") or settings.get("backend")
@@ -314,18 +302,36 @@ def _shifts(result: Reconstruction) -> Number:
     return Number("Alignment", f"{u:.3g} px", f"largest shift across the tilt axis; {v:.3g} px along it")
 
 
+def _prediction(result: Reconstruction, fit: Fit | None) -> Number:
+    meaning = (
+        "A volume is made from half of the tilts and has to predict the others, which it has not seen, and the other "
+        "way round. This is the most direct test without a ground truth. It is an upper bound, since each half has "
+        "twice the tilt step. Near the misfit is good; several times the misfit means that the volume is bent to the "
+        "tilts it saw: fewer steps, more regularisation, or more tilts."
+    )
+    error = first_of(result.metrics, "prediction_error")
+    if error is None:
+        return Number("Held-out tilts", "not measured", "", "", meaning)
+    detail, state = "each half of the tilts predicts the other", ""
+    if fit is not None and fit.overall > 0:
+        worse = error / fit.overall
+        detail = f"{worse:.2g} times the misfit; {detail}"
+        state = "good" if worse < 2 else "fair" if worse < 4 else "check"
+    return Number("Held-out tilts", percent(error), detail, state, meaning)
+
+
 def _resolution(result: Reconstruction) -> Number:
     metrics, nm = result.metrics, result.voxel_nm
     meaning = (
         "The tilts are split into even and odd ones, each half gives a volume, and the two are correlated shell by "
         "shell in Fourier space. Where the correlation falls through the threshold, the halves stop agreeing. Both "
         "halves share the missing wedge, the alignment and the prior, and each has half the tilts: the number says how "
-        "far the result repeats, not how far it is true, and a strong prior can make it look too good."
+        "far the result repeats, not how far it is true, and a strong prior can make it look too good. Less than two "
+        "voxels cannot be resolved."
     )
     frequency, curve = metrics.get("fsc_frequency"), metrics.get("fsc_curve")
-    if frequency is None or curve is None or np.size(frequency) < 2:
+    if frequency is None or curve is None or np.size(frequency) < 2 or np.size(frequency) != np.size(curve):
         return Number("Even/odd FSC", "not measured", "", "", meaning)
-    frequency = per_voxel(frequency, nm)
 
     def length(level: float) -> str:
         period = resolution(frequency, curve, level)
@@ -337,13 +343,6 @@ def _resolution(result: Reconstruction) -> Number:
 
     mask = metrics.get("fsc_mask", "mask not recorded")
     return Number("Even/odd FSC", length(0.5), f"at FSC 0.5; {length(0.143)} at 0.143; {mask}", "", meaning)
-
-
-def per_voxel(frequency, voxel_nm: float | None) -> np.ndarray:
-    """Shell frequencies in cycles per voxel, whether they came so or in 1/nm: the last shell is at one half."""
-    frequency = np.asarray(frequency, float)
-    last = float(frequency[-1])
-    return frequency * voxel_nm if voxel_nm and abs(last * voxel_nm - 0.5) < abs(last - 0.5) else frequency
 
 
 def _fit_warnings(result: Reconstruction, fit: Fit) -> list[str]:

@@ -69,7 +69,7 @@ def sinogram(measured, predicted, tilt_deg, pixel_nm: float | None = None) -> Fi
     n = measured.shape[1]
     half, unit = (n / 2 * pixel_nm, "nm") if pixel_nm else (n / 2, "pixels")
     figure = _blank(WIDE, 3.3)
-    grid = figure.add_gridspec(1, 3, left=0.05, right=0.955, top=0.9, bottom=0.15, wspace=0.13)
+    grid = figure.add_gridspec(1, 3, left=0.05, right=0.955, top=0.9, bottom=0.15, wspace=0.2)
     for k, (image, title) in enumerate(((measured, "measured"), (predicted, "predicted"), (residual, "residual"))):
         axes = figure.add_subplot(grid[0, k])
         colours: dict[str, Any] = dict(cmap="RdBu_r", vmin=-reach, vmax=reach) if k == 2 else {}
@@ -93,10 +93,11 @@ def sinogram(measured, predicted, tilt_deg, pixel_nm: float | None = None) -> Fi
     return figure
 
 
-def residuals(tilt_deg, relative, ratio, flagged=()) -> Figure:
+def residuals(tilt_deg, relative, ratio, flagged=(), held_out=None) -> Figure:
     """Per tilt `[tilt]`: the residual RMS relative to the measured RMS, and measured over predicted total intensity.
 
-    `flagged` tilts (indices) are drawn in the second colour. The first axes carry a movable cursor, gid `tilt-cursor`.
+    `flagged` tilts (indices) are drawn in the second colour; `held_out [tilt]`, the residual of a volume that was made
+    without the tilt, as dots. The first axes carry a movable cursor, gid `tilt-cursor`.
     """
     tilt = np.asarray(tilt_deg, float)
     figure = _blank(WIDE, 3.3)
@@ -105,6 +106,8 @@ def residuals(tilt_deg, relative, ratio, flagged=()) -> Figure:
     colours = [ORANGE if i in set(flagged) else BLUE for i in range(tilt.size)]
     upper.bar(tilt, 100 * np.asarray(relative), width=0.8 * _spacing(tilt), color=colours)
     upper.axhline(100 * float(np.median(relative)), color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    if held_out is not None:
+        upper.plot(tilt, 100 * np.asarray(held_out), "o", color=INK, markersize=2.8)
     _style(upper, ylabel="residual, %")
     lower = figure.add_subplot(grid[1, 0], sharex=upper)
     lower.axhline(1, color=MUTED, linewidth=0.8)
@@ -135,7 +138,7 @@ def lines(
     """
     tall = height * len(panels) + 0.55
     figure = _blank(width, tall)
-    left = 0.68 / width
+    left = 0.85 / width
     grid = figure.add_gridspec(
         len(panels), 1, left=left, right=1 - 0.12 / width, top=1 - 0.15 / tall, bottom=0.48 / tall, hspace=0.18
     )

@@ -118,7 +118,10 @@ def _look_at(volume: np.ndarray) -> tuple[int, ...]:
 
 
 def _agreement(fit: Fit, result: Reconstruction) -> Section:
-    chart = plot.residuals(fit.tilt_deg, fit.relative, fit.ratio, fit.outliers)
+    predicted = _numbers(result.metrics.get("prediction_error_by_tilt"))
+    predicted = predicted if predicted is not None and predicted.size == fit.tilt_deg.size else None
+    chart = plot.residuals(fit.tilt_deg, fit.relative, fit.ratio, fit.outliers, predicted)
+    dots = "" if predicted is None else "; dots, the same when the volume was made from the other half of the tilts"
     row = fit.measured.shape[1] // 2
     sinogram = plot.sinogram(fit.measured[:, row], fit.predicted[:, row], fit.tilt_deg, result.voxel_nm)
     parts = (
@@ -126,8 +129,8 @@ def _agreement(fit: Fit, result: Reconstruction) -> Section:
             chart,
             "Residual and intensity ratio per tilt",
             "Above: RMS of measured minus predicted over RMS of measured, for each tilt; dashed, the median; orange, "
-            "tilts that stand out. Below: total measured over total predicted intensity; a smooth curve near 1 is "
-            "right, jumps mean that the brightness changed between images"
+            f"tilts that stand out{dots}. Below: total measured over total predicted intensity; a smooth curve near 1 "
+            "is right, jumps mean that the brightness changed between images"
             + (
                 " (the run fitted a gain and an offset per tilt, which the residual takes into account)"
                 if fit.rescaled
@@ -191,7 +194,9 @@ def _alignment(result: Reconstruction) -> Section:
         if value is not None:
             label = name.replace("_", " ") + (f", {unit}" if unit else "")
             panels.append((label, tilt[order], {name: scale * np.asarray(value, np.float64)[order]}))
-    parts = []
+    said = {} if result.series is None else result.series.provenance
+    said = {k: v for k, v in said.items() if k in ("alignment", "background", "tilt_axis", "shift", "mask")}
+    parts = [_table((k.replace("_", " "), v) for k, v in said.items())] if said else []
     if panels:
         drawn = plot.lines(panels, "tilt, °", width=plot.WIDE, height=1.15)
         caption = (
@@ -203,28 +208,28 @@ def _alignment(result: Reconstruction) -> Section:
     details = result.settings.get("alignment")
     if isinstance(details, Mapping):
         parts.append(_alignment_details(details, tilt, order))
-    said = {} if result.series is None else result.series.provenance
-    said = {k: v for k, v in said.items() if k in ("alignment", "background", "tilt_axis", "shift", "mask")}
-    if said:
-        parts.append(_table((k.replace("_", " "), v) for k, v in said.items()))
     return "alignment", "Alignment", "".join(parts)
 
 
 def _alignment_details(details: Mapping, tilt: np.ndarray, order: np.ndarray) -> str:
-    """Curves one value a tilt are drawn over the tilts, pairs `{"x": …, "y": …}` as they are; the rest is a table."""
+    """One value a tilt is drawn over the tilts, a curve `{"x": …, "y": …}` as it is; the rest is a table."""
     figures, rows = [], []
     for name, value in details.items():
-        label = str(name).replace("_", " ")
-        if isinstance(value, Mapping) and {"x", "y"} <= set(value):
-            x, y = _numbers(value["x"]), _numbers(value["y"])
-            if x is not None and y is not None and x.size == y.size:
-                figures.append(_figure(plot.lines([(label, x, {label: y})], str(value.get("xlabel", ""))), label, ""))
+        label, curve = str(name).replace("_", " "), _numbers(value)
+        if name in ("shift_u_px", "shift_v_px", "notes"):
+            continue  # drawn from the pose, and told by the provenance
+        if isinstance(value, Mapping):
+            x, y = _numbers(value.get("x")), _numbers(value.get("y"))
+            if x is None or y is None or x.size != y.size:
+                rows += _flat(value)
                 continue
-        curve = _numbers(value)
-        if curve is not None and curve.size == tilt.size and curve.size > 1:
-            figures.append(_figure(plot.lines([(label, tilt[order], {label: curve[order]})], "tilt, °"), label, ""))
+            drawn = plot.lines([(label, x, {label: y})], str(value.get("xlabel", "")))
+        elif curve is not None and curve.size == tilt.size > 1:
+            drawn = plot.lines([(label, tilt[order], {label: curve[order]})], "tilt, °")
         else:
             rows.append((label, _short(value)))
+            continue
+        figures.append(_figure(drawn, label, ""))
     return (f'<div class="two left">{"".join(figures)}</div>' if figures else "") + (_table(rows) if rows else "")
 
 
@@ -256,7 +261,7 @@ def _quality(result: Reconstruction) -> Section:
     frequency, curve = _numbers(metrics.get("fsc_frequency")), _numbers(metrics.get("fsc_curve"))
     if frequency is not None and curve is not None and frequency.size == curve.size > 1:
         left = _figure(
-            plot.fsc(findings.per_voxel(frequency, nm), curve, nm),
+            plot.fsc(frequency, curve, nm),
             "Fourier shell correlation of even and odd tilts",
             "Agreement of two volumes from even and odd tilts, by feature size. The thresholds 0.5 and 0.143 are "
             f"dashed; {metrics.get('fsc_mask', 'mask not recorded')}. The halves share the missing wedge, the "
@@ -320,9 +325,11 @@ def _short(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
-        return f"{value:.5g}"
+        return f"{value:.5g}" if np.isfinite(value) else "not defined"
     if isinstance(value, list | tuple | np.ndarray):
         items = np.asarray(value, object).ravel()
+        if not items.size:
+            return "none"
         text = ", ".join(_short(v) for v in items[:8])
         return f"{text}, … ({items.size} values)" if items.size > 8 else text
     return "none" if value is None else str(value)

@@ -77,7 +77,13 @@ def made(shape=(12, 14, 16), tilts=9) -> Reconstruction:
         pose,
         series,
         history={"misfit": np.geomspace(1, 0.01, 20), "gap": np.geomspace(1, 1e-4, 20)},
-        metrics={"fsc_frequency": np.arange(9) / 16, "fsc_curve": np.linspace(1, 0, 9), "held_out_error": 0.05},
+        metrics={
+            "fsc_frequency": np.arange(9) / 16,
+            "fsc_curve": np.linspace(1, 0, 9),
+            "prediction_error": 0.05,
+            "prediction_error_by_tilt": np.full(tilts, 0.05),
+            "resolution_nm": np.nan,
+        },
         settings={"solver": {"method": "sirt"}, "steps": 20, "seed": 0, "versions": {"jax": "0.10.2"}},
         message="all 20 steps done",
     )

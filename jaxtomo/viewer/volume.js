@@ -70,7 +70,7 @@ async function showVolume(root) {
     return draw;
   });
 
-  const whole = axis => Math.floor((at[axis] + 0.5) * size[axis] / count[axis]);  // in voxels of the unbinned volume
+  const whole = axis => Math.floor(at[axis] * size[axis] / count[axis]);  // in voxels of the unbinned volume
   const value = level => about.low + level / 255 * (about.high - about.low);
   const go = to => {
     for (const a in to) at[a] = clamp(to[a], 0, count[a] - 1);
@@ -190,8 +190,8 @@ async function showVolume(root) {
     }
     part("threshold-label").style.visibility = view.surface ? "" : "hidden";
     const level = bytes[at.z * stride.z + at.y * stride.y + at.x];
-    part("readout").textContent = `value ${rounded(value(level))}` + (about.voxel ? ` · x ${rounded(whole("x") * about.voxel)}, y ${
-      rounded(whole("y") * about.voxel)}, z ${rounded(whole("z") * about.voxel)} nm` : "");
+    part("readout").textContent = `value ${rounded(value(level))}` + (about.voxel ?
+      ` · ${["x", "y", "z"].map(a => `${a} ${rounded(whole(a) * about.voxel)}`).join(", ")} nm` : "");
     if (and3d) { if (cast) turn3d(); else projection(); }
   };
   for (const a of axes) {
