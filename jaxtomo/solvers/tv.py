@@ -74,7 +74,8 @@ def _step(problem, state, key):
     volume = jnp.maximum(state.volume - state.columns * slope, 0)
     ahead = 2 * volume - state.volume
     residual = problem.project(ahead) - measured
-    images = (state.images + state.rows * residual) * precision / (precision + state.rows)
+    # A masked pixel on a ray outside the volume has neither precision nor step: 0/0 without the floor.
+    images = (state.images + state.rows * residual) * precision / jnp.maximum(precision + state.rows, 1e-30)
     field = state.field + state.weight / 2 * gradient(ahead)
     field = field / jnp.maximum(1, jnp.sqrt(jnp.sum(field**2, 0)) / state.weight)
     count = state.count + 1
