@@ -10,7 +10,7 @@ from ..errors import InputError
 from .angles import from_file
 from .log import agreeing_log
 from .mdoc import Mdoc, read_mdoc
-from .raw import Fact, Raw, guarded
+from .raw import Fact, Raw, Trouble, guarded
 
 
 def with_side_files(raw: Raw) -> Raw:
@@ -22,13 +22,15 @@ def with_side_files(raw: Raw) -> Raw:
     with guarded(raw.path, "a folder"):
         found = {kind: _existing(raw.path, kind) for kind in ("rawtlt", "tlt", "mdoc", "csv")}
     refined = raw.path.suffix == ".ali" and found["tlt"] is not None
-    for kind in ("rawtlt", "tlt"):
-        if (path := found[kind]) is not None and not (refined and kind == "rawtlt"):
-            raw = _with_angles(raw, path, refined)
-    if (path := found["mdoc"]) is not None:
-        raw = _with_mdoc(raw, path, read_mdoc(path), refined)
-    if (path := found["csv"]) is not None and not raw.angles:
-        raw = _with_angles(raw, path, refined=False)
+    for kind, path in found.items():
+        if path is None or (kind == "rawtlt" and refined) or (kind == "csv" and raw.angles):
+            continue
+        try:
+            raw = (
+                _with_mdoc(raw, path, read_mdoc(path), refined) if kind == "mdoc" else _with_angles(raw, path, refined)
+            )
+        except InputError as error:
+            raw = raw.replace(unread=(*raw.unread, Trouble(str(error), "Or give angles=... (--angles).")))
     raw = _with_log(raw)
     imod = raw.path.suffix in (".st", ".ali", ".preali") and (found["tlt"] or found["rawtlt"])
     if imod and raw.convention is None and not raw.dialect.startswith("FEI"):

@@ -64,6 +64,8 @@ def decide_angles(raw: Raw, given: Any, skip: Sequence[int] = ()) -> Decision:
         facts = [fact for fact in raw.angles if not fact.beside]
     else:
         facts = list(raw.angles) if given is None else [_given_angles(given)]
+    if raw.unread and given is None:
+        return Decision(None, troubles=raw.unread)
     if not facts:
         looked = ", ".join(f"{raw.path.stem}.{kind}" for kind in ("rawtlt", "tlt", "mdoc", "csv"))
         where = "in its header" if header else f"in it or beside it (looked for {looked})"

@@ -129,7 +129,8 @@ def read_velox(path: Path, file: Any, dataset: str | None) -> Raw:
     texts = list(_metadata(group, frames))
     where = f"Velox's metadata of {names[wanted[0]] or wanted[0]}"
     alpha = np.array([_number(text, "Stage", "AlphaTilt") for text in texts])
-    angles = (Fact(np.rad2deg(alpha), f"{where}, Stage.AlphaTilt in radians"),) if np.any(alpha != 0) else ()
+    known = np.isfinite(alpha).any() and np.any(alpha != 0)
+    angles = (Fact(np.rad2deg(alpha), f"{where}, Stage.AlphaTilt in radians"),) if known else ()
     pixel = ()
     if texts:
         width = _number(texts[0], "BinaryResult", "PixelSize", "width")

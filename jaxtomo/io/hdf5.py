@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def lazy(path: Path, dataset: Any) -> Images:
     if dataset.is_virtual or dataset.external is not None:
         return images  # the pixels are in other files
     stored, packed = int(dataset.id.get_storage_size()), dataset.chunks is not None
+    if packed:  # HDF5 allocates whole chunks
+        check_held(path, f"a chunk of {name}", dtype.itemsize * math.prod(dataset.chunks), max(stored, 1), packed=True)
     check_held(path, f"{name} {shape}", images.nbytes, stored, packed=packed)
     check_held(path, f"{name} {shape}", stored, path.stat().st_size)
     return images

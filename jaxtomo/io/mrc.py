@@ -153,11 +153,11 @@ def _voxel(header: np.void, labels: list[str]) -> list[Fact]:
 def _extended(header: np.void, order: Order, data: bytes, nz: int, labels: list[str]):
     """(dialect, angles, axis, pixel) from the extended header. Zeros all through mean "not recorded"."""
     kind = bytes(header["exttyp"])
-    nint, nreal = np.frombuffer(bytes(header["extra2"])[16:20], order + "i2")
+    nint, nreal = map(int, np.frombuffer(bytes(header["extra2"])[16:20], order + "i2"))
     if kind in (b"FEI1", b"FEI2"):
         return _new_fei(kind, order, data, nz)
-    if kind == b"SERI" or (kind.strip(b"\0 ") == b"" and nint > 0 and _seri_bytes(int(nreal)) == nint):
-        return _seri(order, data, int(nint), int(nreal), nz)
+    if kind == b"SERI" or (kind.strip(b"\0 ") == b"" and nint > 0 and _seri_bytes(nreal) == nint):
+        return _seri(order, data, nint, nreal, nz)
     agard = kind == b"AGAR" or (kind.strip(b"\0 ") == b"" and (nint + nreal) * 4 == _OLD_FEI_RECORD)
     if data and (agard or (len(data) % _OLD_FEI_RECORD == 0 and any("Fei Company" in label for label in labels))):
         return _old_fei(order, data, nz)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 import zlib
@@ -106,6 +107,8 @@ def read_mat5(path: Path, dataset: str | None) -> Raw:
         with guarded(path, "a MATLAB file"):
             return _load_mat5(path, found[key])
 
+    # A double may be stored as one byte when all values are small whole numbers.
+    check_held(path, f"{name} {shapes[name]}", math.prod(shapes[name]), found[name].length, packed=found[name].packed)
     dtype = np.dtype(_MAT_DTYPE.get(found[name].mx, "u2"))
     images = Images(shapes[name], dtype, lambda box: load(name)[box], whole=True)
     return with_keyed_facts(Raw(path, "MATLAB", f"v5, array {name}", images), shapes, load, tilt_last=True)
@@ -171,9 +174,7 @@ def _describe_mat5(data: bytes, order: str) -> tuple[str, tuple[int, ...], int] 
 
 
 def _load_mat5(path: Path, variable: _Variable) -> np.ndarray:
-    order, shape, count = variable.order, variable.shape, 1
-    for n in shape:
-        count *= n
+    order, shape, count = variable.order, variable.shape, math.prod(variable.shape)
     with path.open("rb") as file:
         file.seek(variable.offset)
         data = file.read(variable.length)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -27,6 +29,9 @@ _DAMAGE = (
     OverflowError,
     EOFError,
     ArithmeticError,
+    AssertionError,
+    SyntaxError,
+    TokenError,
     BadZipFile,
     struct.error,
     zlib.error,
@@ -73,10 +78,7 @@ class Images:
 
     @property
     def nbytes(self) -> int:
-        n = self.dtype.itemsize
-        for s in self.shape:  # Python integers: a damaged header must not wrap around
-            n *= int(s)
-        return n
+        return self.dtype.itemsize * math.prod(self.shape)  # Python integers: a damaged header must not wrap around
 
     def moved(self, *axes: int) -> Images:
         """The same images with their axes in the order `axes`, as `np.transpose` counts them."""
@@ -114,6 +116,7 @@ class Raw:
         convention: the axis that the format's documentation prescribes, used only if nothing states one.
         range: (min, max) as the header states it.   notes: sentences for the provenance of the images.
         files: the files that hold the images, when there are several.   beside: side files that were read.
+        unread: side files that could not be read; they matter only if what they hold is needed.
     """
 
     path: Path
@@ -130,6 +133,7 @@ class Raw:
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     beside: tuple[str, ...] = ()
+    unread: tuple[Trouble, ...] = ()
 
     def replace(self, **changes) -> Raw:
         return replace(self, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def read(
     Raises InputError naming the file, the fact and the cure for whatever is lacking, contradictory or damaged, and
     DoesNotFitError when the images need more memory than there is.
     """
-    raw = with_side_files(open_raw(path, dataset))
+    raw = _open_stack(path, dataset)
     chosen = {
         "tilt_deg": decide_angles(raw, angles, skip),
         "pixel_nm": decide_pixel(raw, pixel_nm),
@@ -99,7 +100,7 @@ def inspect(
     Lacking and contradictory facts are listed under `"problems"` with their cures. An unreadable file raises
     InputError, as `read` does. `rows` and `fill_nan` change nothing here.
     """
-    raw = with_side_files(open_raw(path, dataset))
+    raw = _open_stack(path, dataset)
     tilts, pixel, axis = decide_angles(raw, angles, skip), decide_pixel(raw, pixel_nm), decide_axis(raw, tilt_axis)
     provenance = {"images": " ".join([_describe(raw, kept_images(raw, skip), None), *raw.notes])}
     for key, decision in (("tilt_deg", tilts), ("pixel_nm", pixel), ("tilt_axis", axis)):
@@ -135,13 +136,22 @@ def read_volume(path, slab: slice | None = None, *, dataset: str | None = None) 
     `slab` reads only these rows of y (a slice with step 1), the axis along which slices are independent.
     """
     raw = open_raw(path, dataset)
-    if len(raw.images.shape) != 3:
+    if len(raw.images.shape) != 3 or 0 in raw.images.shape:
         raise InputError(
             f"{raw.path}: has shape {raw.images.shape}, not [z, y, x]. Name another array with dataset=...."
         )
     volume = _load(raw, np.arange(raw.images.shape[0]), 0, slab)
     pixel = decide_pixel(raw, None)
     return volume, pixel.value
+
+
+def _open_stack(path, dataset: str | None) -> Raw:
+    """What the file and the files beside it state. Raises InputError unless it is a stack of images."""
+    raw = open_raw(path, dataset)
+    shape = raw.images.shape
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise InputError(f"{raw.path}: holds an array of shape {shape}, not [tilt, y, x]. Give the whole tilt series.")
+    return with_side_files(raw)
 
 
 def _raise_troubles(raw: Raw, chosen: dict[str, Decision]) -> None:
@@ -178,8 +188,6 @@ def _load(raw: Raw, which: np.ndarray, turns: int, rows: slice | None) -> np.nda
     if source.dtype.kind not in "biuf":
         raise InputError(f"{raw.path}: pixels are {source.dtype}, not real numbers. Export real intensities.")
     ny, nx = source.shape[-2:]
-    if 0 in source.shape:
-        raise InputError(f"{raw.path}: has shape {source.shape}, which holds no pixel. Export it again.")
     box, out_rows, out_cols = _turned_box(raw, ny, nx, turns, rows)
     lead = source.shape[:-3]
     shape = (*lead, len(which), out_rows, out_cols)
@@ -216,9 +224,7 @@ def _turned_box(raw: Raw, ny: int, nx: int, turns: int, rows: slice | None) -> t
 
 
 def _check_memory(raw: Raw, shape: tuple[int, ...]) -> None:
-    needed = 4
-    for n in shape:
-        needed *= int(n)
+    needed = 4 * math.prod(shape)
     free = _free_memory()
     if free is not None and needed > free:
         rows = max(1, int(shape[-2] * free / needed / 2))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,11 +77,39 @@ def _raw(path: Path, images: Images, pixel: tuple[Fact, ...], dialect: str, file
     )
 
 
-def _look(path: Path) -> tuple[tuple[int, ...], np.dtype, tuple[Fact, ...]]:
-    """(shape, dtype, pixel facts) of the first series, without reading pixels."""
+class _Complaints(logging.Handler):
+    """What tifffile has to say. It logs a broken chain of pages, and then reads on with fewer pages."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.broken: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if re.search(r"page offset|offset to first page|page list|tag list of page", text := record.getMessage()):
+            self.broken.append(text)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An open TiffFile. Raises InputError where pages are missing or damaged, which tifffile alone passes over."""
     import tifffile
 
-    with guarded(path, "a TIFF file"), tifffile.TiffFile(path) as tiff:
+    log, complaints = logging.getLogger("tifffile"), _Complaints()
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(complaints)
+    try:
+        with guarded(path, "a TIFF file"), tifffile.TiffFile(path) as tiff:
+            yield tiff
+            if complaints.broken:
+                raise ValueError(f"its chain of pages is broken: {complaints.broken[0]}")
+    finally:
+        log.removeHandler(complaints)
+        log.propagate = propagate
+
+
+def _look(path: Path) -> tuple[tuple[int, ...], np.dtype, tuple[Fact, ...]]:
+    """(shape, dtype, pixel facts) of the first series, without reading pixels."""
+    with _opened(path) as tiff:
         if not tiff.series:
             raise InputError(f"{path}: a TIFF file without images. Export it again.")
         series = tiff.series[0]
@@ -86,9 +119,7 @@ def _look(path: Path) -> tuple[tuple[int, ...], np.dtype, tuple[Fact, ...]]:
             raise InputError(f"{path}: holds colour images. Export grey-level images with the measured intensities.")
         if len(shape) not in (2, 3):
             raise InputError(f"{path}: has axes {series.axes} of {shape}. Export one image a tilt.")
-        claimed = dtype.itemsize
-        for n in shape:
-            claimed *= n
+        claimed = dtype.itemsize * math.prod(shape)
         check_held(path, "its image data", claimed, path.stat().st_size, packed=int(page.compression) != 1)
         return shape, dtype, _pixel(tiff, page)
 
@@ -120,9 +151,7 @@ def _shape(series) -> tuple[int, ...]:
 
 
 def _box(path: Path, box) -> np.ndarray:
-    import tifffile
-
-    with guarded(path, "a TIFF file"), tifffile.TiffFile(path) as tiff:
+    with _opened(path) as tiff:
         series = tiff.series[0]
         shape = _shape(series)
         if series.dataoffset is not None:
@@ -132,10 +161,8 @@ def _box(path: Path, box) -> np.ndarray:
 
 
 def _page(path: Path, shape: tuple[int, ...], first: Path) -> np.ndarray:
-    import tifffile
-
     here, *_ = _look(path)
     if here != shape:
         raise InputError(f"{path}: is {here} pixels, but {first.name} is {shape}. Take it out, or rescale it.")
-    with guarded(path, "a TIFF file"), tifffile.TiffFile(path) as tiff:
+    with _opened(path) as tiff:
         return tiff.series[0].asarray().reshape(shape)
