@@ -121,6 +121,14 @@ def test_imod_convention_is_used_unless_the_images_contradict_it(tmp_path):
         io.read(tmp_path / "x.mrc")
 
 
+def test_a_recorded_axis_is_not_that_of_transformed_images(tmp_path):
+    labels = ("    Tilt axis angle = 84.1, binning = 2", "NEWSTACK: Images copied, transformed, densities scaled")
+    mrc(tmp_path / "x.ali", IMAGES, dialect="SERI", angles=ANGLES, labels=labels, stamp=True)
+    with pytest.raises(InputError, match=r"84.1 degrees, but newstack has transformed .*tilt_axis='y'"):
+        io.read(tmp_path / "x.ali")
+    assert io.read(tmp_path / "x.ali", tilt_axis="y").tilt_axis_deg == 0
+
+
 def test_mdoc_sorts_by_angle_and_keeps_the_order_of_exposure(tmp_path):
     shot = np.array([0.0, 20, -20, 40, -40, 60, -60])
     mrc(tmp_path / "x.mrc", IMAGES)

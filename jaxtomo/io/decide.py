@@ -169,6 +169,12 @@ def decide_axis(raw: Raw, given: Any) -> Decision:
                 what = f"the tilt axis is at {degrees:g} degrees by {source} but at {other.value:g} by {other.source}."
                 cure = f"Say which is right: tilt_axis={degrees:g} or tilt_axis={other.value:g} (--tilt-axis)."
                 return Decision(None, troubles=(Trouble(what, cure),))
+        if raw.transformed and degrees != 0:
+            what = (
+                f"{source} puts the axis at {degrees:g} degrees, but newstack has transformed the images since."
+            )
+            cure = "Give tilt_axis='y' if they are aligned, or its angle now (--tilt-axis)."
+            return Decision(None, troubles=(Trouble(what, cure),))
         if not np.isfinite(degrees):
             return Decision(None, troubles=(Trouble(f"the tilt axis in {source} is not finite.", _GIVE_AXIS),))
     elif raw.convention is not None:

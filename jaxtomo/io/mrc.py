@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,7 @@ def read_mrc(path: Path) -> Raw:
         axis=tuple(axis),
         pixel_nm=tuple(pixel),
         convention=convention,
+        transformed=any(re.search(r"NEWST.*transformed", label) for label in labels),
         range=(low, high) if np.isfinite([low, high]).all() and low < high else None,
         notes=tuple(notes),
     )

@@ -116,6 +116,7 @@ class Raw:
         convention: the axis that the format's documentation prescribes, used only if nothing states one.
         range: (min, max) as the header states it.   notes: sentences for the provenance of the images.
         files: the files that hold the images, when there are several.   beside: side files that were read.
+        transformed: the images were shifted or rotated since they were recorded, so a recorded axis is not theirs.
         unread: side files that could not be read; they matter only if what they hold is needed.
     """
 
@@ -134,6 +135,7 @@ class Raw:
     files: tuple[Path, ...] = ()
     beside: tuple[str, ...] = ()
     unread: tuple[Trouble, ...] = ()
+    transformed: bool = False
 
     def replace(self, **changes) -> Raw:
         return replace(self, **changes)

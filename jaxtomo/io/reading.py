@@ -301,7 +301,7 @@ def _describe(raw: Raw, kept: np.ndarray, rows: slice | None) -> str:
     if kept.size < n:
         text += f" Left out with skip: {sorted(set(range(n)) - set(kept.tolist()))}."
     if rows is not None:
-        text += f" Rows {rows.start or 0} to {rows.stop} along the tilt axis only."
+        text += f" Rows {'' if rows.start is None else rows.start}:{'' if rows.stop is None else rows.stop} only."
     return text
 
 
