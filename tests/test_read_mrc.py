@@ -10,7 +10,7 @@ from microscope_files import ANGLES, NM, mdoc, mrc, specimen
 
 from jaxtomo import io
 from jaxtomo.errors import InputError
-from jaxtomo.io.repair import mass_variation
+from jaxtomo.io.mass_hint import mass_variation
 
 IMAGES = specimen()
 

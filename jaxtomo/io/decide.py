@@ -170,9 +170,7 @@ def decide_axis(raw: Raw, given: Any) -> Decision:
                 cure = f"Say which is right: tilt_axis={degrees:g} or tilt_axis={other.value:g} (--tilt-axis)."
                 return Decision(None, troubles=(Trouble(what, cure),))
         if raw.transformed and degrees != 0:
-            what = (
-                f"{source} puts the axis at {degrees:g} degrees, but newstack has transformed the images since."
-            )
+            what = f"{source} puts the axis at {degrees:g} degrees, but newstack has transformed the images since."
             cure = "Give tilt_axis='y' if they are aligned, or its angle now (--tilt-axis)."
             return Decision(None, troubles=(Trouble(what, cure),))
         if not np.isfinite(degrees):

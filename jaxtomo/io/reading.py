@@ -13,8 +13,9 @@ from ..errors import DoesNotFitError, InputError
 from ..series import TiltSeries
 from .beside import with_side_files
 from .decide import Decision, Orientation, decide_angles, decide_axis, decide_pixel, kept_images
+from .mass_hint import mass_variation
 from .raw import Raw, guarded
-from .repair import fill_with_neighbours, mass_variation
+from .repair import fill_with_neighbours
 from .sniff import open_raw
 
 _CHUNK = 64 * 2**20  # bytes read at a time: the file's pixels never stand in memory beside the float32 ones
