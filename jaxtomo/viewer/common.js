@@ -3,7 +3,9 @@
 
 async function unpack(root) {
   const about = JSON.parse(root.querySelector("[data-about]").textContent);
-  if (typeof DecompressionStream === "undefined") throw new Error("This browser is too old to unpack the data: use one from 2023 or later.");
+  if (typeof DecompressionStream === "undefined") {
+    throw new Error("This browser is too old to unpack the data: use one from 2023 or later.");
+  }
   const packed = Uint8Array.from(atob(root.querySelector("[data-bytes]").textContent.trim()), c => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return [about, new Uint8Array(await new Response(stream).arrayBuffer())];

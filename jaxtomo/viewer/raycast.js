@@ -55,7 +55,8 @@ function raycaster(canvas, bytes, [nz, ny, nx], reach) {
   const gl = canvas.getContext("webgl2", {preserveDrawingBuffer: true, antialias: false});
   if (!gl || Math.max(nx, ny, nz) > gl.getParameter(gl.MAX_3D_TEXTURE_SIZE)) return null;
   const program = gl.createProgram();
-  const vertices = "#version 300 es\nvoid main() { gl_Position = vec4(vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 - 1.0, 0, 1); }";
+  const vertices = `#version 300 es
+    void main() { gl_Position = vec4(vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 - 1.0, 0, 1); }`;
   for (const [kind, source] of [[gl.VERTEX_SHADER, vertices], [gl.FRAGMENT_SHADER, RAYS]]) {
     const shader = gl.createShader(kind);
     gl.shaderSource(shader, source);
@@ -68,8 +69,9 @@ function raycaster(canvas, bytes, [nz, ny, nx], reach) {
   gl.bindTexture(gl.TEXTURE_3D, gl.createTexture());
   gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
   gl.texImage3D(gl.TEXTURE_3D, 0, gl.R8, nx, ny, nz, 0, gl.RED, gl.UNSIGNED_BYTE, bytes);
-  for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T, gl.TEXTURE_WRAP_R]) gl.texParameteri(gl.TEXTURE_3D, side, gl.CLAMP_TO_EDGE);
-  for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_3D, filter, gl.LINEAR);
+  const set = (names, value) => names.forEach(name => gl.texParameteri(gl.TEXTURE_3D, name, value));
+  set([gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T, gl.TEXTURE_WRAP_R], gl.CLAMP_TO_EDGE);
+  set([gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER], gl.LINEAR);
   const at = name => gl.getUniformLocation(program, name);
   const stride = 0.6 * Math.min(...[nx, ny, nz].map((n, i) => 2 * reach[i] / n));
   return view => {

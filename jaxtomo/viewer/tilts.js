@@ -28,7 +28,8 @@ async function showTilts(root) {
   slider.addEventListener("input", show);
   const chart = cursor && cursor.ownerSVGElement;
   if (chart) chart.addEventListener("click", event => {
-    const zero = cursor.getBBox().x, x = new DOMPoint(event.clientX, event.clientY).matrixTransform(chart.getScreenCTM().inverse()).x;
+    const zero = cursor.getBBox().x, toChart = chart.getScreenCTM().inverse();
+    const x = new DOMPoint(event.clientX, event.clientY).matrixTransform(toChart).x;
     const distance = about.cursor.map(c => Math.abs(zero + c - x));
     slider.value = distance.indexOf(Math.min(...distance));
     show();

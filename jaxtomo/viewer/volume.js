@@ -17,12 +17,15 @@ async function showVolume(root) {
   const tint = {x: "#e8804a", y: "#57c08a", z: "#5aa9e6"};
   const counts = new Float64Array(256);
   for (const b of bytes) counts[b]++;
-  const view = {turn: turned(turned([1, 0, 0, 0, 1, 0, 0, 0, 1], "y", -0.6), "x", 0.35), zoom: 1.2, cut: 1,
-    black: 0, white: 255, surface: true, threshold: otsu(counts)};
+  const view = {
+    turn: turned(turned([1, 0, 0, 0, 1, 0, 0, 0, 1], "y", -0.6), "x", 0.35), zoom: 1.2, cut: 1,
+    black: 0, white: 255, surface: true, threshold: otsu(counts)
+  };
   const start = {...view};
 
   // Slices ------------------------------------------------------------------------------------------------------
-  const planes = [["xy", "x", "y", "z"], ["zy", "z", "y", "x"], ["xz", "x", "z", "y"]].map(([name, right, up, through]) => {
+  const names = [["xy", "x", "y", "z"], ["zy", "z", "y", "x"], ["xz", "x", "z", "y"]];
+  const planes = names.map(([name, right, up, through]) => {
     const canvas = root.querySelector(`[data-plane="${name}"]`);
     canvas.addEventListener("pointerdown", event => { canvas.setPointerCapture(event.pointerId); move(event); });
     canvas.addEventListener("pointermove", event => { if (event.buttons & 1) move(event); });
@@ -44,7 +47,8 @@ async function showVolume(root) {
     };
     const move = event => {
       const place = canvas.getBoundingClientRect(), [left, top, w, h] = box(), ratio = canvas.width / place.width;
-      const i = ((event.clientX - place.left) * ratio - left) / w, j = 1 - ((event.clientY - place.top) * ratio - top) / h;
+      const i = ((event.clientX - place.left) * ratio - left) / w;
+      const j = 1 - ((event.clientY - place.top) * ratio - top) / h;
       go({[right]: Math.floor(i * count[right]), [up]: Math.floor(j * count[up])});
     };
     const draw = () => {
@@ -56,7 +60,8 @@ async function showVolume(root) {
       context.fillRect(0, 0, canvas.width, canvas.height);
       context.imageSmoothingQuality = "high";
       context.drawImage(image, left, top, w, h);
-      const x = left + (at[right] + 0.5) / count[right] * w, y = top + (1 - (at[up] + 0.5) / count[up]) * h, gap = canvas.width / 32;
+      const x = left + (at[right] + 0.5) / count[right] * w, y = top + (1 - (at[up] + 0.5) / count[up]) * h;
+      const gap = canvas.width / 32;
       const line = (axis, ...ends) => {
         context.strokeStyle = tint[axis];
         context.lineWidth = canvas.width / canvas.clientWidth;
@@ -98,20 +103,24 @@ async function showVolume(root) {
   const canvas = part("cast"), frame = part("frame"), norm = Math.hypot(size.x, size.y, size.z);
   const reach = [size.x / norm, size.y / norm, size.z / norm];
   const cast = raycaster(canvas, bytes, about.shape, reach);
-  let coarse = 0.6, waiting = 0, settling = 0, last = 0;
+  let coarse = 0.4, waiting = 0, settling = 0, last = 0, before = false, dragged = false;
   const render = moving => {
     fit(canvas, moving ? coarse : 1);
     cast({...view, skip: moving ? 1.6 : 1});
-    const now = performance.now(), gap = now - last;
-    if (moving && gap < 1500) coarse = clamp(coarse * (gap > 60 ? 0.75 : 1.05), 0.15, 1);  // keeps slow machines fluent
-    last = now;
+    const now = performance.now();
+    if (moving && before) coarse = clamp(coarse * clamp(Math.sqrt(40 / (now - last)), 0.5, 1.1), 0.12, 1);
+    last = now;  // a slow machine gets fewer pixels while the view turns, and all of them when it rests
+    before = moving;
     drawFrame();
   };
   const turn3d = () => {
     if (!cast) return;
     if (!waiting) waiting = requestAnimationFrame(() => { waiting = 0; render(true); });
+    rest();
+  };
+  const rest = () => {
     clearTimeout(settling);
-    settling = setTimeout(() => render(false), 160);
+    if (!dragged) settling = setTimeout(() => render(false), 250);
   };
   const drawFrame = () => {
     fit(frame);
@@ -145,8 +154,11 @@ async function showVolume(root) {
   };
   const rotate = (x, y) => { view.turn = turned(turned(view.turn, "y", x), "x", y); turn3d(); };
   if (cast) {
-    canvas.addEventListener("pointerdown", event => canvas.setPointerCapture(event.pointerId));
-    canvas.addEventListener("pointermove", event => { if (event.buttons & 1) rotate(event.movementX * 0.009, event.movementY * 0.009); });
+    canvas.addEventListener("pointerdown", event => { canvas.setPointerCapture(event.pointerId); dragged = true; });
+    canvas.addEventListener("lostpointercapture", () => { dragged = false; rest(); });
+    canvas.addEventListener("pointermove", event => {
+      if (event.buttons & 1) rotate(event.movementX * 0.009, event.movementY * 0.009);
+    });
     canvas.addEventListener("wheel", event => {
       if (document.activeElement !== canvas) return;
       event.preventDefault();
@@ -161,7 +173,9 @@ async function showVolume(root) {
       view.zoom = clamp(view.zoom * (zoom || 1), 0.5, 8);
       rotate(...(step || [0, 0]));
     });
-    canvas.addEventListener("webglcontextlost", () => { notice.textContent = "The graphics card gave up: reload the page."; });
+    canvas.addEventListener("webglcontextlost", () => {
+      notice.textContent = "The graphics card gave up: reload the page.";
+    });
   } else {
     part("cast-controls").hidden = part("reset").hidden = true;
     notice.textContent = "No WebGL2 here: shown is the maximum along the beam.";
@@ -171,9 +185,10 @@ async function showVolume(root) {
     const best = new Uint8Array(count.x * count.y);
     bytes.forEach((b, k) => { const p = k % best.length; if (b > best[p]) best[p] = b; });
     fit(frame);
-    const {width, height} = frame, scale = Math.min(width / size.x, height / size.y), w = size.x * scale, h = size.y * scale;
-    frame.getContext("2d").drawImage(picture(count.x, count.y, greys(view.black, view.white), (i, j) => best[i + j * count.x]),
-      (width - w) / 2, (height - h) / 2, w, h);
+    const image = picture(count.x, count.y, greys(view.black, view.white), (i, j) => best[i + j * count.x]);
+    const {width, height} = frame, scale = Math.min(width / size.x, height / size.y);
+    const w = size.x * scale, h = size.y * scale;
+    frame.getContext("2d").drawImage(image, (width - w) / 2, (height - h) / 2, w, h);
   };
 
   // Controls ----------------------------------------------------------------------------------------------------
@@ -211,7 +226,10 @@ async function showVolume(root) {
     update();
   });
   part("cut").addEventListener("change", () => { go({}); update(); });
-  part("reset").addEventListener("click", () => { Object.assign(view, {turn: start.turn, zoom: start.zoom}); turn3d(); });
+  part("reset").addEventListener("click", () => {
+    Object.assign(view, {turn: start.turn, zoom: start.zoom});
+    turn3d();
+  });
   new ResizeObserver(() => { update(false); if (cast) render(false); else projection(); }).observe(root);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawHistogram);
   update();
