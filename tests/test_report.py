@@ -163,6 +163,7 @@ DEGRADED = {
     "not finite": lambda r: r.replace(volume=np.where(r.volume > 0, np.nan, np.inf).astype(np.float32)),
     "huge values": lambda r: scaled(r, 1e30),
     "tiny values": lambda r: scaled(r, 1e-30),
+    "fitted intensities": lambda r: r.replace(settings={"likelihood": "fitted_intensity"}),
     "a channel axis": lambda r: with_series(r.replace(volume=r.volume[None]), images=r.series.images[None]),
     "strange metrics": lambda r: r.replace(
         metrics={"nested": {"a": 1, "b": [1, 2]}, "none": None, "fsc_frequency": np.zeros(1), "fsc_curve": np.ones(1)}
@@ -215,6 +216,17 @@ def test_a_bad_tilt_and_a_truncated_object_are_found():
     cut = result.replace(series=result.series.replace(images=result.series.images[:, :, 4:-4]))
     fit = findings.fit(cut)
     assert fit is not None and fit.truncated.size == 21
+
+
+def test_fitted_intensities_are_part_of_the_prediction():
+    result = made(tilts=21)
+    gain = np.linspace(0.5, 1.5, 21, dtype=np.float32)[:, None, None]
+    scaled_images = with_series(result, images=result.series.images * gain + 2)
+    plain = findings.fit(scaled_images)
+    fitted = findings.fit(scaled_images.replace(settings={"likelihood": "fitted_intensity"}))
+    assert plain is not None and fitted is not None
+    assert not plain.rescaled and fitted.rescaled
+    assert fitted.overall < 0.05 < 0.2 < plain.overall
 
 
 @pytest.mark.parametrize(
