@@ -22,15 +22,38 @@ _HOME = {
     "gaussian": "likelihood",
     "poisson": "likelihood",
     "robust": "likelihood",
-    "reconstruct": "solve",
+    "fitted_intensity": "likelihood",
     "Solver": "solve",
+    "reconstruct": "solve",
+    "wbp": "solvers",
+    "sirt": "solvers",
+    "sart": "solvers",
+    "cgls": "solvers",
+    "tv": "solvers",
+    "tvq": "solvers",
+    "fit": "solvers",
+    "voxels": "priors",
     "report": "report",
 }
+_MODULES = (
+    "callbacks",
+    "io",
+    "metrics",
+    "phantoms",
+    "priors",
+    "projector",
+    "samples",
+    "simulate",
+    "solvers",
+    "validate",
+)
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [*_HOME, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'jaxtomo' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -20,6 +20,7 @@ from .xla import joseph, trapezoid
 __all__ = ["adjoint", "back_project", "forward", "joseph", "project", "trapezoid"]
 
 
+@functools.partial(jax.jit, static_argnames=("detector", "footprint"))
 def project(volume, pose: Pose, detector: tuple[int, int] | None = None, footprint=trapezoid):
     """Ray sums of a volume: the images a perfect detector would record.
 
@@ -30,6 +31,8 @@ def project(volume, pose: Pose, detector: tuple[int, int] | None = None, footpri
         pose: how each tilt saw it; see `Pose` for the geometry.
         detector: (height along y, width along x) in pixels; by default (ny, nx) of the volume.
         footprint: `trapezoid` (area-exact) or `joseph`; a second tilt always interpolates linearly.
+
+    Compiled once per shape; may be used inside your own `jit`, `grad`, `vmap`, in the volume and in the pose.
 
     Returns:
         `[tilt, y, x]`, or `[channel, tilt, y, x]`.
@@ -43,6 +46,7 @@ def project(volume, pose: Pose, detector: tuple[int, int] | None = None, footpri
     return _centre_rows(jnp.swapaxes(images, 1, 2), height)
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "footprint"))
 def back_project(images, pose: Pose, shape: tuple[int, int, int], footprint=trapezoid):
     """The exact adjoint of `project`: ⟨project(f), p⟩ = ⟨f, back_project(p)⟩.
 

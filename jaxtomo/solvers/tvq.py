@@ -29,7 +29,7 @@ def count_weights(problem):
 
 
 @functools.cache
-def tvq(weight: float = 0.7, power: float = 0.7, steps: int = 500, rate: float = 0.1) -> Solver:
+def tvq(weight: float = 0.4, power: float = 0.7, steps: int = 500, rate: float = 0.1) -> Solver:
     """min over p of Σ w (A v - y)² / Σ w y² + λ mean((|∇v|² + ε²)^(q/2)), v = density (p + 0.1)².
 
     Adam at `rate`, falling along a cosine to 2 % over `steps`. `weight` λ is for densities of about 1, which the
