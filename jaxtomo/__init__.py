@@ -33,7 +33,7 @@ _HOME = {
     "tvq": "solvers",
     "fit": "solvers",
     "voxels": "priors",
-    "report": "report",
+    "report": "reporting",
 }
 _MODULES = (
     "callbacks",
