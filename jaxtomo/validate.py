@@ -73,7 +73,7 @@ def solve(problem: Problem, solver: Solver, steps: int, key=None):
 def cross_check(problem: Problem, solver: Solver, steps: int, *, key=None, slices: int = SLAB) -> dict:
     """Reconstruct from the even and from the odd tilts of a slab, and compare.
 
-    Returns a dict of
+    Returns a dict, empty for fewer than four tilts or where a half diverged, of
         prediction_error: relative residual norm of tilts the volume was not made from, each half predicting the other;
         prediction_error_by_tilt: the same, `[tilt]`;
         fsc_frequency, fsc_curve: Fourier shell correlation of the two halves, cycles per voxel;
@@ -92,6 +92,8 @@ def cross_check(problem: Problem, solver: Solver, steps: int, *, key=None, slice
         kept, held = hold_out(problem, np.arange(1 - start, tilts, 2))
         volume = solve(kept, solver, steps, key)
         errors += np.asarray(prediction_error(held, volume))
+        if not jnp.isfinite(volume).all():
+            return {}
         halves.append(np.asarray(volume).swapaxes(1, 2))
     result = {"prediction_error": float(np.sqrt(np.mean(errors**2))), "prediction_error_by_tilt": errors}
     if min(problem.shape) >= 8:
