@@ -171,6 +171,12 @@ class Problem:
         residual = jnp.sum(self.weights * (predicted - self.images) ** 2)
         return jnp.sqrt(residual / (jnp.sum(self.weights * self.images**2) + jnp.finfo(jnp.float32).tiny)), -slope
 
+    def curvature(self):
+        """∂² likelihood / ∂ predicted² of each pixel where it is predicted as measured: the weights, for a Gaussian."""
+        slope = jax.grad(self.likelihood)
+        ones = jnp.ones_like(self.images)
+        return jax.jvp(lambda predicted: slope(predicted, self.images, self.weights), (self.images,), (ones,))[1]
+
 
 @dataclass(frozen=True)
 class Reconstruction:

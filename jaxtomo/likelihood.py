@@ -1,4 +1,4 @@
-"""How measured images differ from predicted ones: `(predicted, measured, weights) -> misfit`, a negative log-likelihood.
+"""How measured images differ from predicted ones: `(predicted, measured, weights) -> misfit`, minus a log-likelihood.
 
 A likelihood is a plain function of arrays `[tilt, x, y]`; weights broadcast against them and 0 removes a pixel. Each
 maker below returns the same function object for the same arguments, so that nothing is compiled twice.
@@ -25,14 +25,26 @@ def gaussian() -> Likelihood:
     return misfit
 
 
+def _mean(images, weights):
+    weights = jnp.broadcast_to(weights, images.shape)
+    return jnp.sum(weights * images) / jnp.maximum(jnp.sum(weights), 1e-20)
+
+
 @functools.cache
 def poisson(floor: float = 1e-3) -> Likelihood:
-    """Σ w (p - y log p): counts. `floor`: the least predicted count, as a share of the mean measured one."""
+    """Σ w (p - y log p): counts.
+
+    Below a quarter of the measured count (or `floor` times the mean one) the logarithm goes on as the parabola that
+    fits it there, so that a prediction of nothing has a finite slope, out of which a solver can climb.
+    """
 
     def misfit(predicted, measured, weights):
         counted = jnp.maximum(measured, 0)
-        rate = jnp.maximum(predicted, floor * jnp.mean(counted))
-        return jnp.sum(weights * (rate - counted * jnp.log(rate)))
+        knee = jnp.maximum(counted / 4, floor * _mean(counted, weights) + 1e-20)
+        relative = predicted / knee - 1
+        parabola = jnp.log(knee) + relative - relative**2 / 2
+        log = jnp.where(relative > 0, jnp.log(jnp.maximum(predicted, knee)), parabola)
+        return jnp.sum(weights * (predicted - counted * log))
 
     return misfit
 
@@ -45,7 +57,7 @@ def robust(delta: float = 0.1) -> Likelihood:
     """
 
     def misfit(predicted, measured, weights):
-        knee = delta * jnp.sqrt(jnp.mean(measured**2))
+        knee = delta * jnp.sqrt(_mean(measured**2, weights))
         distance = jnp.abs(predicted - measured)
         return jnp.sum(weights * jnp.where(distance < knee, 0.5 * distance**2, knee * (distance - 0.5 * knee)))
 

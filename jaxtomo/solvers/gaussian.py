@@ -74,8 +74,11 @@ def _whitened(volume, root):
 
 
 def noise_variance(images):
-    """σ² from the median size of diagonal details, (a - b - c + d)/2 of 2×2 pixels. [Donoho & Johnstone 1994]"""
-    detail = (images[:, 1:, 1:] - images[:, :-1, 1:] - images[:, 1:, :-1] + images[:, :-1, :-1]) / 2
+    """σ² from the median size of diagonal details, differences along both image axes. [Donoho & Johnstone 1994]"""
+    detail = images
+    for axis in (1, 2):
+        if detail.shape[axis] > 1:
+            detail = jnp.diff(detail, axis=axis) / jnp.sqrt(2)
     return (jnp.median(jnp.abs(detail)) / 0.6745) ** 2
 
 

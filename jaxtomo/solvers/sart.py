@@ -71,7 +71,8 @@ def _step(problem, state, key):
             pose=problem.pose.select(index),
         )
         _, residual = seen.misfit(seen.project(volume))
-        columns = inverse(seen.back_project(jnp.broadcast_to(seen.weights, seen.images.shape)), 1e-3)
+        curvature = seen.curvature()
+        columns = inverse(seen.back_project(curvature), 1e-3 * jnp.max(curvature))
         change = columns * seen.back_project(state.rows[index] * residual)
         return jnp.maximum(volume + state.relaxation * change, state.least), None
 

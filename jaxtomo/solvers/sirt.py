@@ -29,10 +29,10 @@ def ray_lengths(problem):
 
 
 def sirt(relaxation: float = 1.0, nonnegative: bool = True) -> Solver:
-    """v ← max(0, v + ω C Aᵀ R (y - A v)), R = 1/(A 1), C = 1/(Aᵀ w).
+    """v ← max(0, v + ω C Aᵀ R w (y - A v)), R = 1/(A 1), C = 1/(Aᵀ w).
 
-    With another likelihood than the Gaussian, w (y - A v) is minus its derivative. `relaxation` ω in (0, 2).
-    [Gilbert 1972; Gregor & Benson 2008]
+    With another likelihood than the Gaussian, w (y - A v) is minus its first derivative and w its second.
+    `relaxation` ω in (0, 2). [Gilbert 1972; Gregor & Benson 2008]
     """
 
     least = 0.0 if nonnegative else -jnp.inf
@@ -42,8 +42,9 @@ def sirt(relaxation: float = 1.0, nonnegative: bool = True) -> Solver:
 
 @jax.jit
 def _init(problem, relaxation, least):
+    curvature = problem.curvature()
     rows = inverse(ray_lengths(problem), 0.1)
-    columns = inverse(problem.back_project(jnp.broadcast_to(problem.weights, problem.images.shape)), 1e-3)
+    columns = inverse(problem.back_project(curvature), 1e-3 * jnp.max(curvature))
     volume = jnp.zeros(problem.shape, problem.images.dtype)
     return State(volume, rows, columns, jnp.asarray(relaxation, volume.dtype), jnp.asarray(least, volume.dtype))
 
