@@ -3,63 +3,104 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import callbacks, io, metrics, phantoms, priors, projector, samples, simulate, solvers, validate
+    from .align import align
+    from .data import Pose, Problem, Reconstruction
+    from .errors import DoesNotFitError, InputError
+    from .io import read, read_volume, write
+    from .likelihood import fitted_intensity, gaussian, poisson, robust
+    from .priors import voxels
+    from .projector import back_project, project
+    from .reporting import report
+    from .series import TiltSeries
+    from .solve import Solver, reconstruct
+    from .solvers import cgls, fit, sart, sirt, tv, tvq, wbp
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "InputError": "errors",
-    "DoesNotFitError": "errors",
-    "TiltSeries": "series",
-    "read": "io",
-    "read_volume": "io",
-    "write": "io",
-    "Pose": "data",
-    "Problem": "data",
-    "Reconstruction": "data",
-    "project": "projector",
-    "back_project": "projector",
-    "align": "align",
-    "gaussian": "likelihood",
-    "poisson": "likelihood",
-    "robust": "likelihood",
-    "fitted_intensity": "likelihood",
-    "Solver": "solve",
-    "reconstruct": "solve",
-    "wbp": "solvers",
-    "sirt": "solvers",
-    "sart": "solvers",
-    "cgls": "solvers",
-    "tv": "solvers",
-    "tvq": "solvers",
-    "fit": "solvers",
-    "voxels": "priors",
-    "report": "reporting",
-}
-_MODULES = (
+__all__ = [
+    "DoesNotFitError",
+    "InputError",
+    "Pose",
+    "Problem",
+    "Reconstruction",
+    "Solver",
+    "TiltSeries",
+    "align",
+    "back_project",
     "callbacks",
+    "cgls",
+    "fit",
+    "fitted_intensity",
+    "gaussian",
     "io",
     "metrics",
     "phantoms",
+    "poisson",
     "priors",
+    "project",
     "projector",
+    "read",
+    "read_volume",
+    "reconstruct",
+    "report",
+    "robust",
     "samples",
+    "sart",
     "simulate",
+    "sirt",
     "solvers",
+    "tv",
+    "tvq",
     "validate",
-)
+    "voxels",
+    "wbp",
+    "write",
+]
 
-__all__ = [*_HOME, *_MODULES, "__version__"]
+_HOME = {
+    "DoesNotFitError": "errors",
+    "InputError": "errors",
+    "Pose": "data",
+    "Problem": "data",
+    "Reconstruction": "data",
+    "Solver": "solve",
+    "TiltSeries": "series",
+    "align": "align",
+    "back_project": "projector",
+    "cgls": "solvers",
+    "fit": "solvers",
+    "fitted_intensity": "likelihood",
+    "gaussian": "likelihood",
+    "poisson": "likelihood",
+    "project": "projector",
+    "read": "io",
+    "read_volume": "io",
+    "reconstruct": "solve",
+    "report": "reporting",
+    "robust": "likelihood",
+    "sart": "solvers",
+    "sirt": "solvers",
+    "tv": "solvers",
+    "tvq": "solvers",
+    "voxels": "priors",
+    "wbp": "solvers",
+    "write": "io",
+}
 
 
 def __getattr__(name: str):
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'jaxtomo' has no attribute {name!r}")
+    if name not in _HOME:
+        return importlib.import_module(f"{__name__}.{name}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__():
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

@@ -153,13 +153,13 @@ class Problem:
         problem._set(**{f.name: changes.get(f.name, getattr(self, f.name)) for f in fields(self)})
         return problem
 
-    def project(self, volume):
+    def project(self, volume) -> jax.Array:
         """Predicted `images` of `volume [z, x, y]`."""
         from .projector import forward
 
         return forward(volume, self.pose, self.images.shape[1], self.footprint)
 
-    def back_project(self, images):
+    def back_project(self, images) -> jax.Array:
         """The exact adjoint of `project`."""
         from .projector import adjoint
 

@@ -21,7 +21,7 @@ __all__ = ["adjoint", "back_project", "forward", "joseph", "project", "trapezoid
 
 
 @functools.partial(jax.jit, static_argnames=("detector", "footprint"))
-def project(volume, pose: Pose, detector: tuple[int, int] | None = None, footprint=trapezoid):
+def project(volume, pose: Pose, detector: tuple[int, int] | None = None, footprint=trapezoid) -> jax.Array:
     """Ray sums of a volume: the images a perfect detector would record.
 
     p_i(u, v) = Σ_t f(R_i (u, v, t) + s_i) dt in voxel lengths: density 1 of thickness L gives L.
@@ -47,7 +47,7 @@ def project(volume, pose: Pose, detector: tuple[int, int] | None = None, footpri
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "footprint"))
-def back_project(images, pose: Pose, shape: tuple[int, int, int], footprint=trapezoid):
+def back_project(images, pose: Pose, shape: tuple[int, int, int], footprint=trapezoid) -> jax.Array:
     """The exact adjoint of `project`: ⟨project(f), p⟩ = ⟨f, back_project(p)⟩.
 
     Args:
@@ -81,7 +81,7 @@ def _centre_rows(images, height):
     return images[:, -lacking // 2 : lacking // 2]
 
 
-def forward(volume, pose: Pose, width: int, footprint=trapezoid):
+def forward(volume, pose: Pose, width: int, footprint=trapezoid) -> jax.Array:
     """`project` in the axes of the kernels: `[tilt, x, y]` from `volume [z, x, y]`, on `width` detector columns.
 
     Without rotation and magnification, a shift across the axis moves the rays themselves and one along it slides the
@@ -99,7 +99,7 @@ def forward(volume, pose: Pose, width: int, footprint=trapezoid):
     return images if pose.shift is None else warp.slide(images, pose.shift[:, 1])
 
 
-def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid):
+def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid) -> jax.Array:
     """The exact adjoint of `forward`: `[z, x, y]` from `images [tilt, x, y]`; `shape` is (nz, nx)."""
     tilts, width, ny = images.shape
     if pose.tilt.shape[0] != tilts:

@@ -137,7 +137,7 @@ def _sum_taps(total, rows, taps):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def forward(volume, tilt, shift, width: int, footprint: Footprint = trapezoid):
+def forward(volume, tilt, shift, width: int, footprint: Footprint = trapezoid) -> jax.Array:
     """Ray sums `[tilt, u, y]` of `volume [z, x, y]` at `tilt [tilt]` rad; `shift [tilt]` moves the image along u.
 
     p(u) = Σ_xz w(θ, s, u, x, z) f(x, z), a gather over the planes of each tilt's main axis.
@@ -159,7 +159,7 @@ def forward(volume, tilt, shift, width: int, footprint: Footprint = trapezoid):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def adjoint(images, tilt, shift, shape: tuple[int, int], footprint: Footprint = trapezoid):
+def adjoint(images, tilt, shift, shape: tuple[int, int], footprint: Footprint = trapezoid) -> jax.Array:
     """The exact adjoint of `forward`: `[z, x, y]` from `images [tilt, u, y]`; `shape` is (nz, nx).
 
     f(x, z) = Σ_iu w(θ_i, s_i, u, x, z) p_i(u), a gather of two detector rows per voxel and tilt.

@@ -1,0 +1,50 @@
+"""The package as a whole: what importing it does, and that its names and examples work."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxtomo as jt
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def loaded_by(code: str) -> set[str]:
+    run = f"import sys; {code}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_loads_nothing_heavy():
+    heavy = {"jax", "matplotlib", "scipy", "h5py", "flax", "skimage"}
+    assert not heavy & loaded_by("import jaxtomo")
+    assert not heavy - {"h5py"} & loaded_by("import jaxtomo as jt; jt.read; jt.TiltSeries; jt.InputError")
+
+
+def test_every_public_name_is_there_and_no_module_hides_one():
+    code = (
+        "import jaxtomo.reporting, jaxtomo.alignment, jaxtomo as jt; assert callable(jt.report) and callable(jt.align)"
+    )
+    loaded_by(code)
+    assert all(getattr(jt, name) is not None for name in jt.__all__)
+    with pytest.raises(AttributeError, match="no attribute"):
+        jt.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("simulate_and_compare", {"size": 16, "steps": 20}),
+        ("your_own_solver", {"size": 16, "steps": 20}),
+        ("learn_poses", {"size": 16, "steps": 20}),
+        ("differentiate", {"size": 16}),
+    ],
+)
+def test_examples_run(name, options, capsys):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(**options)
+    assert capsys.readouterr().out
