@@ -1,0 +1,86 @@
+"""JAX as the command line wants it: compiled code kept between runs, and what the device is and has free."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..plan import Memory, free_memory
+
+
+def start() -> None:
+    """Called by commands that compute, before anything is compiled. Importing jaxtomo does none of this.
+
+    XLA's compiled code is kept in the user's cache folder (JAX_COMPILATION_CACHE_DIR, if set), so that a second run of
+    the same shapes starts at once. Its chatter on stderr is turned off.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jaxtomo" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cache_folder() -> Path:
+    """Where this system keeps what can be made again."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given)
+    match sys.platform:
+        case "darwin":
+            return Path.home() / "Library" / "Caches"
+        case "win32":
+            return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        case _:
+            return Path.home() / ".cache"
+
+
+def describe() -> dict[str, Any]:
+    """The device that computes and the versions of what runs on it."""
+    import jax
+    import jaxlib
+    import numpy as np
+
+    from .. import __version__
+
+    device = jax.devices()[0]
+    return {
+        "device": {"backend": jax.default_backend(), "kind": device.device_kind, "count": jax.device_count()},
+        "versions": {
+            "jaxtomo": __version__,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+        },
+    }
+
+
+def backend() -> str:
+    """ "cpu", "gpu" or "tpu"."""
+    import jax
+
+    return jax.default_backend()
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> Memory:
+    """What is free, of the computer and of the device."""
+    import jax
+
+    if jax.default_backend() == "cpu":
+        return Memory(free_memory())
+    known = jax.devices()[0].memory_stats() or {}
+    limit = known.get("bytes_limit")
+    return Memory(free_memory(), None if limit is None else limit - known.get("bytes_in_use", 0))

@@ -1,0 +1,237 @@
+"""`jaxtomo reconstruct`: from a tilt series to a folder with the volume, its quality and a report."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from .. import methods, plan, run_folder
+from .. import settings as config
+from ..console import Console
+from ..errors import InputError
+from . import device
+from .options import (
+    NONE,
+    Gates,
+    Outcome,
+    Reading,
+    Showing,
+    UsageError,
+    check_gates,
+    missed_gates,
+    required,
+    rows_asked,
+)
+
+METRICS = ("misfit", "prediction_error", "held_out_error", "resolution_voxels", "resolution_nm")
+BY_METHOD = "(default: the method's)"
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """What happens to the images before the reconstruction."""
+
+    bin: Annotated[int, arg(metavar="N")] = 1
+    """Bin the images N × N: N³ times less memory, and more than that less time."""
+    align: Annotated[bool, arg(help_behavior_hint=NONE)] = True
+    """Take the images as aligned already, with the rotation axis in their middle."""
+    xf: Annotated[str | None, arg(metavar="FILE.xf", help_behavior_hint=NONE)] = None
+    """Use the alignment in an IMOD transform file (.xf), one line a view, instead of finding one."""
+    background: Annotated[float | None, arg(metavar="LEVEL", help_behavior_hint="(default: the vacuum's)")] = None
+    """The intensity where there is no specimen, to be subtracted; 0 subtracts nothing."""
+    channel: Annotated[int | None, arg(metavar="N", help_behavior_hint=NONE)] = None
+    """Which of several spectral maps to reconstruct, numbered from 0; they are aligned by their sum."""
+    slab: Annotated[str | None, arg(metavar="A:B", help_behavior_hint=NONE)] = None
+    """Only rows A to B along the tilt axis: a quick look at a part."""
+
+
+@dataclass(frozen=True)
+class Solving:
+    """How the volume is computed."""
+
+    method: Annotated[Literal["wbp", "sirt", "sart", "cgls", "tv", "tvq", "gaussian"], arg(metavar="NAME")] = "tv"
+    """tv: total variation, a good start for most specimens. tvq: sparse gradients, for particles with sharp edges.
+    gaussian: textured volumes such as tissue. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
+    weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=BY_METHOD)] = None
+    """How strongly tv, tvq and gaussian prefer a smooth volume: larger is smoother. auto tries some, and takes the one
+    that predicts left-out tilts best."""
+    steps: Annotated[int | None, arg(metavar="N", help_behavior_hint=BY_METHOD)] = None
+    """How many steps at most."""
+    thickness: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the images' width)")] = None
+    """Voxels along the beam."""
+    likelihood: Annotated[Literal["gaussian", "poisson", "robust"], arg(metavar="gaussian|poisson|robust")] = "gaussian"
+    """How images are noisy: poisson for low counts, robust for outliers (both with sirt, sart, tvq)."""
+    fit_intensity: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Fit a gain and an offset for each tilt, for images scaled one by one (with sirt, sart, tvq)."""
+    spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
+    """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
+    hold_out: Annotated[int, arg(metavar="N")] = 0
+    """Leave N tilts out, spread over the range, and report how well the volume predicts them."""
+    assess: Annotated[bool, arg(help_behavior_hint=NONE)] = True
+    """Skip the quality numbers, which take two more reconstructions of half the tilts."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Of whatever is random in a method."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where the results go."""
+
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: NAME-METHOD)")] = None
+    """The folder of the run."""
+    resume: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Go on with the interrupted run in that folder, or give a finished one more steps."""
+    overwrite: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Replace the run in that folder."""
+    dry_run: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Only say what would be done, with how much memory and time."""
+    slabs: Annotated[int, arg(metavar="N")] = 1
+    """Reconstruct N parts along the tilt axis one after the other, for volumes larger than memory
+    (with wbp, sirt, sart, cgls)."""
+    fail_under: Annotated[Gates, arg(help_behavior_hint=NONE)] = field(default_factory=dict)
+    """Exit with 5 where a number is worse (larger): misfit, prediction_error, held_out_error, resolution_nm or
+    resolution_voxels."""
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Reconstruct a volume from a tilt series: read, align, solve, judge, write, report.
+
+    The folder of the run then holds volume.mrc, reconstruction.h5 (everything), report.html, config.toml and run.json.
+    """
+
+    file: Annotated[str | None, Positional, arg(metavar="FILE", help_behavior_hint=NONE)] = None
+    """The raw or aligned tilt series: a file, a folder of images, or a pattern such as 'tilt_*.tif'."""
+    reading: Reading = field(default_factory=Reading)
+    preparing: Preparing = field(default_factory=Preparing)
+    solving: Solving = field(default_factory=Solving)
+    running: Running = field(default_factory=Running)
+    showing: Showing = field(default_factory=Showing)
+
+
+def run(settings: Reconstruct, console: Console) -> Outcome:
+    from ..io import inspect
+
+    source = required(settings.file, "FILE")
+    _check(settings)
+    folder = Path(settings.running.out or f"{Path(source).stem.strip('*_.-') or 'series'}-{settings.solving.method}")
+    if not settings.running.dry_run:
+        run_folder.check_place(folder, settings.running.resume, settings.running.overwrite)
+    before = None
+    if settings.running.resume and run_folder.is_run(folder):
+        before = _earlier(folder, settings)
+        if before.get("status") == "done" and not _more_steps(before, settings):
+            console.say(f"{folder}: this run is finished.")
+            return outcome(settings, before)
+    facts = inspect(source, **settings.reading.arguments())
+    device.start()
+    solver = methods.maker(settings.solving.method, settings.solving.steps, settings.solving.spectrum)(None)
+    planned = _plan(settings, facts, solver.steps)
+    free = device.memory()
+    plan.require(planned, free, source)
+    if settings.running.dry_run:
+        return _dry(settings, facts, planned, free, folder)
+    from .running import carry_out
+
+    return outcome(settings, carry_out(settings, folder, before, sys.argv, console))
+
+
+def _check(settings: Reconstruct) -> None:
+    """Raises UsageError or InputError for settings that contradict each other, before anything is read."""
+    solving, running, preparing = settings.solving, settings.running, settings.preparing
+    check_gates(running.fail_under, METRICS)
+    plain_noise = solving.likelihood == "gaussian" and not solving.fit_intensity
+    if not plain_noise and solving.method not in methods.ANY_LIKELIHOOD:
+        flag = "--fit-intensity" if solving.fit_intensity else f"--likelihood {solving.likelihood}"
+        able = ", ".join(methods.ANY_LIKELIHOOD)
+        raise InputError(f"{flag}: {solving.method} cannot. Take --method with one of {able}.")
+    if solving.weight is not None and solving.method not in methods.WEIGHTED:
+        raise InputError(
+            f"--weight: {solving.method} has no prior to weigh. Take tv, tvq or gaussian, or leave it out."
+        )
+    if isinstance(solving.weight, float) and not solving.weight > 0:
+        raise InputError(f"--weight {solving.weight:g}: is not above 0. Give a positive number, or auto.")
+    if running.slabs > 1 and solving.method not in plan.SLICED:
+        raise InputError(
+            f"--slabs {running.slabs}: {solving.method} ties slices together. Take --method with one of "
+            f"{', '.join(plan.SLICED)}, or bin the images with --bin."
+        )
+    for name, value, least in (
+        ("--bin", preparing.bin, 1),
+        ("--slabs", running.slabs, 1),
+        ("--steps", solving.steps, 1),
+        ("--thickness", solving.thickness, 1),
+        ("--hold-out", solving.hold_out, 0),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name} {value}: give {least} or more.")
+    if preparing.xf and not preparing.align:
+        raise UsageError("--xf is an alignment, and --no-align asks for none. Give one of them.")
+    rows_asked(preparing.slab)
+
+
+def _earlier(folder: Path, settings: Reconstruct) -> dict[str, Any]:
+    """`run.json` of the run to go on with. Raises InputError naming the setting that is not the same now."""
+    old = config.load(Reconstruct, folder / run_folder.CONFIG)
+    ignored = {"out", "resume", "overwrite", "dry_run", "fail_under", "json", "quiet", "config", "debug"}
+    if settings.solving.method != "tvq":  # the step length of tvq follows a plan for all steps
+        ignored.add("steps")
+    for name, before, now in config.differences(old, settings, frozenset(ignored)):
+        raise InputError(
+            f"{folder}: {name} was {_said(before)} and is {_said(now)} now. Resume with the same settings "
+            f"(--config {folder / run_folder.CONFIG}), or start afresh with --overwrite."
+        )
+    return run_folder.recorded(folder) if (folder / run_folder.RECORD).is_file() else {}
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else str(value)
+
+
+def _more_steps(before: dict[str, Any], settings: Reconstruct) -> bool:
+    wanted = settings.solving.steps
+    return wanted is not None and wanted > before.get("steps_asked", 0) and not before.get("converged", False)
+
+
+def _plan(settings: Reconstruct, facts: dict, usual: int) -> plan.Plan:
+    """The plan of a run on a file with these headers."""
+    solving, preparing = settings.solving, settings.preparing
+    *_, count, ny, nx = facts["shape"]
+    turns = 0 if facts["tilt_axis"] is None else facts["tilt_axis"]["quarter_turns"]
+    rows, width = (n // preparing.bin for n in ((ny, nx) if turns % 2 == 0 else (nx, ny)))
+    asked = rows_asked(preparing.slab)
+    if asked is not None:
+        rows = max(1, min(rows, asked.stop) - asked.start)
+    return plan.Plan(
+        method=solving.method,
+        tilts=count - len(settings.reading.skip),
+        rows=rows,
+        width=width,
+        thickness=solving.thickness or width,
+        steps=solving.steps or usual,
+        slabs=settings.running.slabs,
+        device=device.backend(),
+        cores=device.cores(),
+        judged=solving.assess,
+        trials=len(methods.WEIGHTS[solving.method]) if solving.weight == "auto" else 0,
+    )
+
+
+def _dry(settings: Reconstruct, facts: dict, planned: plan.Plan, free: plan.Memory, folder: Path) -> Outcome:
+    from .summary import dry_document, dry_text
+
+    if facts["problems"]:
+        raise InputError(f"{facts['file']}: " + " ".join(f"{p['fact']} {p['cure']}" for p in facts["problems"]))
+    document = dry_document(facts, planned, free, folder)
+    return Outcome(dry_text(document), document)
+
+
+def outcome(settings: Reconstruct, facts: dict[str, Any]) -> Outcome:
+    from .summary import run_text
+
+    missed = missed_gates(settings.running.fail_under, facts["metrics"])
+    return Outcome(run_text(facts), {**facts, "missed": missed}, 5 if missed else 0, "; ".join(missed))

@@ -1,0 +1,188 @@
+"""A reconstruction carried out: stage after stage, timed, told about, and written down."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import methods, run_folder
+from .. import settings as config
+from ..console import Console, plain
+from ..data import Reconstruction
+from ..errors import InputError
+from ..io import sha256, write
+from ..prepare import read_binned
+from ..reporting import report
+from ..series import TiltSeries
+from ..slabs import for_report
+from ..solve import Solver
+from ..validate import choose_weight, spread
+from . import device
+from .posing import posed
+from .solving import Task, held_out_error, interruptible, judged, refuse_diverged, solve_in_slabs, solve_whole
+
+if TYPE_CHECKING:
+    from .reconstruct import Reconstruct
+
+
+class Stopped(KeyboardInterrupt):
+    """Interrupted by the user; the text says how to go on."""
+
+
+class Stages:
+    """Times the stages of a run by name, and says what begins."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, message: str) -> Iterator[None]:
+        self.console.say(message)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - began, 3)
+
+
+def carry_out(
+    settings: Reconstruct, folder: Path, before: dict[str, Any] | None, argv: list[str], console: Console
+) -> dict[str, Any]:
+    """Run it; returns what `run.json` says in the end. `before` is what it said of the run to go on with.
+
+    Raises Stopped when interrupted, after a checkpoint; any error removes what it began, unless a checkpoint is there.
+    """
+    solving, stages = settings.solving, Stages(console)
+    with stages("read", f"reading {settings.file}"):
+        series, digest = _read(settings, folder, before)
+    count, height, width = series.images.shape[-3:]
+    finding = "aligning" if settings.preparing.align and not settings.preparing.xf else "taking as aligned"
+    with stages("align", f"{finding} {count} images of {width} × {height} pixels"):
+        series, pose, alignment = posed(series, settings, console)
+    held = spread(count, solving.hold_out) if solving.hold_out else np.zeros(0, int)
+    weights = np.isin(np.arange(count), held, invert=True).astype(np.float32) if held.size else None
+    likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)
+    task = Task(settings, folder, console, series, pose, likelihood, weights, before is not None)
+    solver = _solver(task, before, stages)
+    steps = solving.steps or solver.steps
+    facts: dict[str, Any] = {
+        "status": "running",
+        "folder": str(folder),
+        "command": argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **device.describe(),
+        "input": {"file": str(settings.file), "sha256": digest},
+        "method": solving.method,
+        "seed": solving.seed,
+        "steps_asked": steps,
+        "weight": solver.settings.get("weight"),
+        "weight_chosen": solving.weight == "auto",
+    }
+    if before is None:
+        run_folder.begin(folder, config.dump(settings))
+    else:
+        run_folder.configure(folder, config.dump(settings))
+    with keeping(folder, facts, stages):
+        run_folder.record(folder, facts)
+        with interruptible(console) as asked, stages("solve", _solving_text(solving.method, steps, facts)):
+            solve = solve_in_slabs if settings.running.slabs > 1 else solve_whole
+            result = solve(task, solver, steps, asked)
+            if asked():
+                raise KeyboardInterrupt
+        refuse_diverged(result)
+        metrics = {"misfit": float(result.history["misfit"][-1])}
+        if solving.assess:
+            with stages("assess", "judging it by the even and the odd tilts apart"):
+                metrics |= judged(task, solver, result)
+        if held.size:
+            metrics |= held_out_error(task, result, held)
+        more = {"seed": solving.seed} | ({} if alignment is None else {"alignment": alignment})
+        result = result.replace(metrics=metrics, settings={**result.settings, **more})
+        with stages("write", f"writing the volume and the report to {folder}"):
+            files = _write(folder, result)
+        facts |= _results(result, metrics, stages, files)
+        run_folder.record(folder, facts)
+        if facts["converged"] or solving.method in ("wbp", "tvq") or settings.running.slabs > 1:
+            run_folder.drop_checkpoint(folder)
+    return plain(facts)
+
+
+@contextlib.contextmanager
+def keeping(folder: Path, facts: dict[str, Any], stages: Stages) -> Iterator[None]:
+    """If the block is left by an error or Ctrl-C: keep the run if there is a checkpoint, else remove it."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not run_folder.has_checkpoint(folder):
+            run_folder.discard(folder)
+            raise Stopped(f"interrupted before there was anything to keep; no {folder} is left behind") from stop
+        run_folder.record(folder, {**facts, "status": "interrupted", "seconds": stages.seconds})
+        raise Stopped(f"interrupted; go on with the same command and --resume (its state is in {folder})") from stop
+    except BaseException:
+        if run_folder.has_checkpoint(folder):
+            run_folder.record(folder, {**facts, "status": "failed", "seconds": stages.seconds})
+        else:
+            run_folder.discard(folder)
+        raise
+
+
+def _read(settings: Reconstruct, folder: Path, before: dict[str, Any] | None) -> tuple[TiltSeries, str]:
+    digest = sha256(settings.file)
+    if before and before.get("input", {}).get("sha256", digest) != digest:
+        raise InputError(f"{settings.file}: is not the file that {folder} was begun with. Start with --overwrite.")
+    series = read_binned(settings.file, settings.preparing.bin, **settings.reading.arguments())
+    if series.images.ndim == 4 and settings.preparing.channel is None:
+        raise InputError(f"{settings.file}: holds {series.images.shape[0]} channels. Choose one with --channel.")
+    return series, digest
+
+
+def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver:
+    """The solver, with its weight chosen by left-out tilts if that is asked for and was not done before."""
+    solving = task.settings.solving
+    make = methods.maker(solving.method, solving.steps, solving.spectrum)
+    if solving.weight != "auto":
+        return make(solving.weight)
+    if before and before.get("weight") is not None:
+        return make(before["weight"])
+    candidates = methods.WEIGHTS[solving.method]
+    with stages("weight", f"choosing the weight of {solving.method}: {len(candidates)} trials on a slab"):
+        problem = task.problem(task.series, task.pose, task.weights)
+        weight, errors = choose_weight(problem, make, candidates, solving.steps or make(None).steps, key=task.key)
+    tried = ", ".join(f"{w:g}: {100 * e:.3g} %" for w, e in zip(candidates, errors, strict=True))
+    task.console.say(f"weight {weight:g}, by the error on left-out tilts ({tried})")
+    return make(weight)
+
+
+def _solving_text(method: str, steps: int, facts: dict[str, Any]) -> str:
+    limit = "" if steps == 1 else f", at most {steps} steps"
+    return f"reconstructing: {method}{limit}, on the {facts['device']['backend'].upper()}"
+
+
+def _write(folder: Path, result: Reconstruction) -> list[str]:
+    """All results, or none of them; their names."""
+    with run_folder.results(folder) as stage:
+        write(stage / "volume.mrc", result)
+        write(stage / "reconstruction.h5", result)
+        report(stage / "report.html", for_report(result) if isinstance(result.volume, np.memmap) else result)
+        return sorted(file.name for file in stage.iterdir())
+
+
+def _results(result: Reconstruction, metrics: dict, stages: Stages, files: list[str]) -> dict[str, Any]:
+    return {
+        "status": "done",
+        "shape": list(result.volume.shape),
+        "voxel_nm": result.voxel_nm,
+        "steps": int(result.settings["steps"]),
+        "converged": result.message.startswith("converged"),
+        "message": result.message,
+        "metrics": metrics,
+        "seconds": stages.seconds,
+        "files": files,
+    }

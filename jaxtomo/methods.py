@@ -1,0 +1,47 @@
+"""The methods by name, for the command line: which solver a name makes, what it can do, which weights are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .errors import InputError
+
+WEIGHTED = ("tv", "tvq", "gaussian")
+"""Methods with a prior, whose strength `weight` sets."""
+ANY_LIKELIHOOD = ("sirt", "sart", "tvq")
+"""Methods that take another noise model than the Gaussian."""
+WEIGHTS = {"tv": (0.01, 0.03, 0.1, 0.3, 1.0), "tvq": (0.1, 0.3, 0.7, 2.0), "gaussian": (0.1, 0.3, 1.0, 3.0, 10.0)}
+"""What `--weight auto` tries."""
+
+
+def maker(method: str, steps: int | None, spectrum: str) -> Callable[[float | None], Any]:
+    """A function from a weight (None: the method's own) to the Solver."""
+    from . import solvers
+
+    def make(weight: float | None):
+        given = {} if weight is None else {"weight": weight}
+        match method:
+            case "wbp" | "sirt" | "sart" | "cgls":
+                return getattr(solvers, method)()
+            case "tv":
+                return solvers.tv(**given)
+            case "tvq":
+                return solvers.tvq(**given, **({} if steps is None else {"steps": steps}))
+            case "gaussian":
+                return solvers.gaussian(spectrum, **given)
+            case _:
+                raise InputError(f"no method {method!r}. Take one of {', '.join(NAMES)}.")
+
+    return make
+
+
+NAMES = ("wbp", "sirt", "sart", "cgls", "tv", "tvq", "gaussian")
+
+
+def noise_model(likelihood: str, fit_intensity: bool):
+    """The likelihood of a name, with a gain and an offset per tilt fitted if asked."""
+    from . import likelihood as models
+
+    chosen = {"gaussian": models.gaussian, "poisson": models.poisson, "robust": models.robust}[likelihood]()
+    return models.fitted_intensity(chosen) if fit_intensity else chosen

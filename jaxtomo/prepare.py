@@ -1,0 +1,161 @@
+"""Between the file and the problem: binning, the background and the pose of a series that is aligned already, and rows
+cut out of a series."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from .background import unmeasured, vacuum
+from .data import Pose
+from .errors import DoesNotFitError, InputError
+from .io import read
+from .series import TiltSeries
+
+SMALLEST = 8  # pixels that a side must keep after binning
+
+
+def read_binned(path, factor: int = 1, **reading) -> TiltSeries:
+    """`jaxtomo.read` and `binned`; a series too large for memory is read and binned a few rows at a time."""
+    if factor == 1:
+        return read(path, **reading)
+    try:
+        return binned(read(path, **reading), factor)
+    except DoesNotFitError:
+        from .io import inspect
+
+        facts = inspect(path, **reading)
+        turns = (facts["tilt_axis"] or {"quarter_turns": 0})["quarter_turns"]
+        rows = facts["shape"][-2 if turns % 2 == 0 else -1] // factor * factor
+        step = factor * max(1, 64 // factor)
+        parts = [
+            binned(read(path, **reading, rows=slice(start, min(start + step, rows))), factor)
+            for start in range(0, rows, step)
+        ]
+        masked = any(part.mask is not None for part in parts)
+        masks = [np.ones(part.images.shape, bool) if part.mask is None else part.mask for part in parts]
+        return parts[0].replace(
+            images=np.concatenate([part.images for part in parts], axis=-2),
+            mask=np.concatenate(masks, axis=-2) if masked else None,
+            provenance={**parts[0].provenance, "images": parts[0].provenance["images"] + " Read a few rows at a time."},
+        )
+
+
+def binned(series: TiltSeries, factor: int) -> TiltSeries:
+    """Means over `factor` × `factor` pixels; what is left over at the far edges is cut off.
+
+    A binned pixel counts as measured if all of its pixels were. Cutting moves the rotation centre of a series that is
+    aligned already by less than half a binned pixel.
+
+    Raises InputError if too little would be left.
+    """
+    if factor == 1:
+        return series
+    ny, nx = series.images.shape[-2:]
+    small = (ny // factor, nx // factor)
+    if factor < 1 or min(small) < SMALLEST:
+        raise InputError(
+            f"{series.source}: {ny} × {nx} pixels binned {factor}-fold leave {small[0]} × {small[1]}. "
+            f"Bin by {max(1, min(ny, nx) // SMALLEST)} at most (--bin)."
+        )
+
+    def blocks(array):
+        cut = array[..., : small[0] * factor, : small[1] * factor]
+        return cut.reshape(*array.shape[:-2], small[0], factor, small[1], factor)
+
+    return series.replace(
+        images=blocks(series.images).mean((-3, -1), dtype=np.float32),
+        pixel_nm=None if series.pixel_nm is None else series.pixel_nm * factor,
+        mask=None if series.mask is None else blocks(series.mask).all((-3, -1)),
+        provenance={
+            **series.provenance,
+            "images": f"{series.provenance.get('images', '')} Binned {factor}-fold.".strip(),
+            "pixel_nm": f"{series.provenance.get('pixel_nm', '')} Times {factor} by binning.".strip(),
+        },
+    )
+
+
+def as_it_is(series: TiltSeries, background=None) -> tuple[TiltSeries, Pose]:
+    """The series without its background, and the pose of a series that was aligned before: `jaxtomo.align` without
+    its search.
+
+    Args:
+        series: as read. A tilt axis that is off y, as the file or the user states it, goes into the pose.
+        background: the vacuum level, one number or one an image; None for the one that the images show, if they do.
+    """
+    stack = series.images if series.images.ndim == 3 else series.images.sum(0)
+    filled = unmeasured(stack)
+    mask = series.mask if filled is None else ~filled if series.mask is None else series.mask & ~filled
+    if background is None:
+        channels = series.images.reshape(-1, *stack.shape)
+        found = [vacuum(channel, mask) for channel in channels]
+        level = np.stack([v.level if v.seen.any() else np.zeros_like(v.level) for v in found])
+        level = level.reshape(series.images.shape[:-2])
+        note = (
+            f"vacuum level {level.min():.6g} to {level.max():.6g}, the darkest that a part of each image agrees on, "
+            "subtracted"
+            if any(v.seen.any() for v in found)
+            else "no vacuum is seen in the images, nothing subtracted"
+        )
+    else:
+        level = np.broadcast_to(np.asarray(background, float), series.images.shape[:-2])
+        note = f"{background:g} as given, subtracted"
+    pose = Pose.nominal(series.tilt_deg)
+    if series.tilt_axis_deg:
+        turned = jnp.full(series.tilt_deg.size, np.deg2rad(series.tilt_axis_deg), jnp.float32)
+        pose = pose.replace(rotation=turned)
+    images = series.images - level[..., None, None].astype(np.float32)
+    provenance = {**series.provenance, "background": note}
+    return series.replace(images=images, mask=mask, provenance=provenance), pose
+
+
+def rows_of(series: TiltSeries, pose: Pose, rows: slice) -> tuple[TiltSeries, Pose]:
+    """The part of a problem that concerns only `rows` of the volume along the tilt axis.
+
+    Slices across the tilt axis are independent, so each image is cut where it shows these rows: the whole pixels of
+    its shift along the axis go into the cut, the fraction stays in the pose. Rows beyond an image are masked.
+
+    Raises InputError if the pose mixes slices, or if `rows` holds nothing.
+    """
+    if any(value is not None for value in (pose.rotation, pose.magnification, pose.second_tilt)):
+        raise InputError(
+            f"{series.source}: its slices are mixed by a rotation, a magnification or a second tilt, so no rows can be "
+            "cut out. Align it first (jaxtomo align), which turns the images, or reconstruct all rows."
+        )
+    *lead, ny, _ = series.images.shape
+    start, stop, _ = rows.indices(ny)
+    if start >= stop:
+        raise InputError(f"{series.source}: rows {rows.start} to {rows.stop} of {ny} hold nothing. Give 0 to {ny}.")
+    shift = None if pose.shift is None else np.array(pose.shift, np.float64)
+    whole = np.zeros(series.tilt_deg.size, int) if shift is None else np.rint(shift[:, 1]).astype(int)
+    seen = np.arange(start, stop) + whole[:, None]  # [tilt, row]
+    inside = (seen >= 0) & (seen < ny)
+    index = np.clip(seen, 0, ny - 1)
+    images = np.take_along_axis(series.images, index[(None,) * (len(lead) - 1) + (..., None)], axis=-2)
+    mask = None if series.mask is None else np.take_along_axis(series.mask, index[..., None], axis=-2)
+    if not inside.all():
+        outside = np.broadcast_to(inside[..., None], (*inside.shape, images.shape[-1]))
+        mask = outside.copy() if mask is None else mask & outside
+    if shift is not None:
+        shift[:, 1] -= whole
+        pose = pose.replace(shift=jnp.asarray(shift, jnp.float32))
+    return series.replace(images=images, mask=mask), pose
+
+
+def shifted(series: TiltSeries, pose: Pose) -> TiltSeries:
+    """The series with the shifts of `pose` taken out of the images, by cubic splines; what moved in is masked."""
+    from scipy import ndimage
+
+    if pose.shift is None:
+        return series
+    images, mask = np.zeros_like(series.images), np.zeros(series.images.shape[-3:], bool)
+    before = np.ones(mask.shape, bool) if series.mask is None else series.mask
+    for i, (u, v) in enumerate(np.asarray(pose.shift, float)):
+        mask[i] = ndimage.shift(before[i].astype(np.float32), (-v, -u), order=1) > 0.999
+        stack = series.images.reshape(-1, *mask.shape)
+        for channel, out in zip(stack, images.reshape(stack.shape), strict=True):
+            out[i] = np.where(mask[i], ndimage.shift(channel[i], (-v, -u), order=3, mode="nearest"), 0)
+    note = "shifts taken out of the images by cubic splines"
+    before_that = series.provenance.get("alignment")
+    note = note if before_that is None else f"{before_that}; {note}"
+    return series.replace(images=images, mask=mask, provenance={**series.provenance, "alignment": note})
