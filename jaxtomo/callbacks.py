@@ -39,7 +39,7 @@ def progress(every: float = 5.0) -> Callable:
     return show
 
 
-def stop_when_converged(gap: float = 1e-4, still: float = 1e-5, window: int = 20) -> Callable:
+def stop_when_converged(gap: float = 3e-3, still: float = 1e-5, window: int = 20) -> Callable:
     """Stop when there is nothing left to gain.
 
     A solver that reports a relative duality `gap` stops when that falls below `gap`; another one when its misfit

@@ -14,8 +14,9 @@ from .sirt import inverse, ray_lengths
 
 
 @jax.jit
-def typical_density(problem):
-    """Σ v⁵ / Σ v⁴ of twenty steps of SIRT: near the density of the densest matter, whatever its amount."""
+def rough(problem):
+    """(volume, density): twenty steps of SIRT, and Σ v⁵ / Σ v⁴ of them, which is near the density of the densest
+    matter, whatever its amount."""
     rows = inverse(ray_lengths(problem), 0.1)
     columns = inverse(problem.back_project(jnp.broadcast_to(problem.weights, problem.images.shape)), 1e-3)
 
@@ -24,8 +25,9 @@ def typical_density(problem):
         return jnp.maximum(volume + columns * problem.back_project(rows * residual), 0)
 
     volume = jax.lax.fori_loop(0, 20, improve, jnp.zeros(problem.shape, problem.images.dtype))
-    relative = volume / jnp.maximum(jnp.max(volume), 1e-30)
-    return jnp.where(jnp.max(volume) > 0, jnp.max(volume) * jnp.sum(relative**5) / jnp.sum(relative**4), 1.0)
+    largest = jnp.max(volume)
+    relative = volume / jnp.where(largest > 0, largest, 1)
+    return volume, jnp.where(largest > 0, largest * jnp.sum(relative**5) / jnp.sum(relative**4), 1.0)
 
 
 def fit(
@@ -64,7 +66,7 @@ def fit(
         return relative + penalty, (problem.misfit(predicted)[0], relative)
 
     def init(problem, key):
-        module = prior(problem, typical_density(problem), key)
+        module = prior(problem, rough(problem)[1], key)
         graph, parameters, rest = nnx.split(module, nnx.Param, ...)
         state = {"graph": graph, "parameters": parameters, "rest": rest, "pose": problem.pose}
         state["weights"] = problem.weights if pixel_weights is None else pixel_weights(problem)

@@ -10,9 +10,9 @@ from jax import lax
 
 from ..errors import InputError
 from ..likelihood import gaussian
-from ..penalty import divergence, gradient
+from ..penalty import Field, divergence, gradient, squared_length
 from ..solve import Solver
-from .fit import typical_density
+from .fit import rough
 from .sirt import inverse, ray_lengths
 
 RELAXATION = 1.8
@@ -23,7 +23,7 @@ GAP_EVERY = 10  # steps between two duality gaps, each of which costs about one 
 class State(NamedTuple):
     volume: jax.Array  # in units of the typical density
     images: jax.Array  # dual of the data, [tilt, x, y]
-    field: jax.Array  # dual of the gradient, [3, z, x, y], |field| <= weight
+    field: Field  # dual of the gradient, |field| <= weight
     weight: jax.Array  # λ / number of voxels
     density: jax.Array
     rows: jax.Array  # dual step sizes
@@ -47,20 +47,21 @@ def tv(weight: float = 0.3) -> Solver:
             raise InputError("tv solves the Gaussian likelihood only. Take fit(voxels(...)) for another.")
         return _init(problem, weight)
 
-    return Solver(init, _step, _read, {"method": "tv", "weight": weight}, steps=300)
+    return Solver(init, _step, _read, {"method": "tv", "weight": weight}, steps=1000)
 
 
 @jax.jit
 def _init(problem, weight):
     images, size = problem.images, problem.shape
     weight = jnp.asarray(weight / jnp.prod(jnp.asarray(size, images.dtype)), images.dtype)
+    volume, density = rough(problem)
     columns = 1 / (problem.back_project(jnp.ones_like(images)) + 6)
     return State(
-        volume=jnp.zeros(size, images.dtype),
+        volume=volume / density,
         images=jnp.zeros_like(images),
-        field=jnp.zeros((3, *size), images.dtype),
+        field=(jnp.zeros(size, images.dtype),) * 3,
         weight=weight,
-        density=typical_density(problem),
+        density=density,
         rows=inverse(ray_lengths(problem), 0.01) * BALANCE * weight,
         columns=columns / (BALANCE * weight),
         count=jnp.asarray(0),
@@ -77,28 +78,26 @@ def _step(problem, state, key):
     residual = problem.project(ahead) - measured
     # A masked pixel on a ray outside the volume has neither precision nor step: 0/0 without the floor.
     images = (state.images + state.rows * residual) * precision / jnp.maximum(precision + state.rows, 1e-30)
-    field = state.field + BALANCE * state.weight / 2 * gradient(ahead)
-    field = field / jnp.maximum(1, jnp.sqrt(jnp.sum(field**2, 0)) / state.weight)
+    field = jax.tree.map(lambda g, d: g + BALANCE * state.weight / 2 * d, state.field, gradient(ahead))
+    shrink = 1 / jnp.maximum(1, jnp.sqrt(squared_length(field)) / state.weight)
+    field = jax.tree.map(lambda g: g * shrink, field)
     count = state.count + 1
 
     def refresh():
         return _gap(problem, state.weight, measured, precision, volume, images, field)
 
     gap = lax.cond(count % GAP_EVERY == 0, refresh, lambda: state.gap)
-    relaxed = (
-        old + RELAXATION * (new - old)
-        for old, new in ((state.volume, volume), (state.images, images), (state.field, field))
-    )
-    names = ("volume", "images", "field")
-    new = state._replace(count=count, gap=gap, **dict(zip(names, relaxed, strict=True)))
+    old, new = (state.volume, state.images, state.field), (volume, images, field)
+    volume, images, field = jax.tree.map(lambda a, b: a + RELAXATION * (b - a), old, new)
     misfit = jnp.sqrt(jnp.sum(precision * residual**2) / 2)
-    return new, {"misfit": misfit, "gap": gap}
+    state = state._replace(volume=volume, images=images, field=field, count=count, gap=gap)
+    return state, {"misfit": misfit, "gap": gap}
 
 
 def _gap(problem, weight, measured, precision, volume, images, field):
     """(primal - dual) / primal, the dual taken over 0 <= v <= 2 max(v), where it is finite."""
     residual = problem.project(volume) - measured
-    variation = jnp.sum(jnp.sqrt(jnp.sum(gradient(volume) ** 2, 0)))
+    variation = jnp.sum(jnp.sqrt(squared_length(gradient(volume))))
     primal = jnp.sum(precision * residual**2) / 2 + weight * variation
     live = precision > 0
     conjugate = jnp.sum(jnp.where(live, images**2 / jnp.where(live, precision, 1), 0)) / 2
