@@ -1,0 +1,379 @@
+"""Coarse alignment, from a raw tilt series to the pose of every tilt: cross-correlation, common mass, axis search.
+
+`align` is `coarse`, which measures, followed by `apply`, which changes the series as little as it can: the shifts go
+into the pose, and the images are resampled only if the tilt axis has to be turned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from .background import Vacuum, unmeasured, vacuum
+from .correlate import bandpass, binned, straightened, taper
+from .data import Pose
+from .errors import InputError
+from .mass import AXIS_FLOOR, SMOOTHED, Mass, combined, common_mass
+from .neighbours import axis_from_patches, compare, solve
+from .series import TiltSeries
+
+# Longest side of the binned images: displacements are first sought far and roughly, then near and finely.
+ROUGH, FINE = 64, 128
+# Smallest image side in pixels, and smallest number of tilts that tell the axis.
+SMALLEST, AXIS_TILTS = 16, 5
+# The axis is sought this far from where the file says it is.
+AXIS_RANGE_DEG = 15.0
+# Patches are followed too where the masses leave the axis more uncertain than this, rad.
+PRECISE = np.deg2rad(0.3)
+# A turned axis is corrected if it moves the ends of the image by more than this, pixels.
+AXIS_TOLERANCE_PX = 0.5
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What `coarse` measured. Pixels are those of the series.
+
+    Attributes:
+        shift: `[tilt, 2]` pixels (u, v): where the specimen's centre appears, once `apply` has turned the images.
+        axis_deg: angle of the tilt axis in the images, degrees counter-clockwise from +y with y up.
+        axis_error_deg: its standard error; infinite if it was not measured.
+        turn: whether the angle is large enough that `apply` rotates the images.
+        background: `[tilt]` (`[channel, tilt]` for spectral maps), the vacuum level.
+        measured: `[tilt, y, x]` bool, False where a pixel was filled in; None if all were measured.
+        confidence: `[tilt]`, correlation of an aligned image with its neighbours.
+        suspect: `[tilt]` bool, images that agree much worse with their neighbours than the others do.
+        curves: what else the report may draw, `[tilt]` arrays by name.
+        notes: sentences for the provenance of the series.
+    """
+
+    shift: np.ndarray
+    axis_deg: float
+    axis_error_deg: float
+    turn: bool
+    background: np.ndarray
+    measured: np.ndarray | None
+    confidence: np.ndarray
+    suspect: np.ndarray
+    curves: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """Everything but the mask as plain JSON values, for `Reconstruction.settings["alignment"]`."""
+        return {
+            "shift_u_px": self.shift[:, 0].tolist(),
+            "shift_v_px": self.shift[:, 1].tolist(),
+            "axis_deg": self.axis_deg,
+            "axis_error_deg": self.axis_error_deg if np.isfinite(self.axis_error_deg) else None,
+            "turned": self.turn,
+            "background": self.background.tolist(),
+            "confidence": self.confidence.tolist(),
+            "suspect": np.flatnonzero(self.suspect).tolist(),
+            **{name: np.asarray(curve).tolist() for name, curve in self.curves.items()},
+            "notes": dict(self.notes),
+        }
+
+
+def align(series: TiltSeries, *, tilt_axis_deg: float | None = None, background=None) -> tuple[TiltSeries, Pose]:
+    """The series without its background and with its tilt axis along y, and the pose of every tilt.
+
+    Args:
+        series: as read. Its images are resampled only if the axis has to be turned, and then once.
+        tilt_axis_deg: the angle of the tilt axis, degrees counter-clockwise from +y with y up; None to search for
+            it within 15° of `series.tilt_axis_deg`.
+        background: the vacuum level, one number or one an image; None to estimate it.
+
+    The pose holds the tilts and, for each, a shift in pixels. A specimen inside the field is placed with its centre of
+    mass on the rotation axis, a larger one so that the shifts are smallest. Along the axis the mean shift is zero.
+
+    Raises InputError for fewer than two tilts, an image without contrast or with non-finite pixels, and images or
+    slabs too small to correlate.
+    """
+    return apply(series, coarse(series, tilt_axis_deg=tilt_axis_deg, background=background))
+
+
+def coarse(series: TiltSeries, *, tilt_axis_deg: float | None = None, background=None) -> Alignment:
+    """Measures the alignment of a series without changing it; the arguments and errors are those of `align`.
+
+    1. The vacuum level of every image, and borders filled in by an earlier alignment.
+    2. Shifts from the cross-correlation of every tilt with its next three, compressed by the ratio of their cosines or
+       not, whichever agrees better; one robust solution over all pairs, so that one bad image harms no other.
+    3. For a specimen inside the field, v from the mass of each row, u and the axis from the rows' centres of mass
+       (`jaxtomo.mass`); for a larger one the axis from how patches move between tilts.
+    4. The cross-correlation of the straightened images once more, balanced against step 3 by their errors.
+    """
+    images = _checked(series)
+    measured = _measured(series, images)
+    level, found = _background(series, images, measured, background)
+    tilt = np.deg2rad(series.tilt_deg)
+    start = np.deg2rad(series.tilt_axis_deg if tilt_axis_deg is None else tilt_axis_deg)
+    search = tilt_axis_deg is None and len(tilt) >= AXIS_TILTS
+    clean = images - (level if level.ndim == 1 else level.sum(0))[:, None, None]
+
+    rough, fine = _scaled(clean, measured, found.noise, ROUGH), _scaled(clean, measured, found.noise, FINE)
+    guesses = {flat: _from_scratch(rough, tilt, start, flat) for flat in (True, False)}
+    flat = guesses[True][1] >= guesses[False][1]
+    shift, axis, error, mass = _straighten(fine, tilt, start, guesses[flat][0] / fine.factor, search)
+    if mass is None and not flat:  # of a specimen larger than the field only the stretched comparison is right
+        flat = True
+        shift, axis, error, mass = _straighten(fine, tilt, start, guesses[flat][0] / fine.factor, search)
+    shift, confidence, residual = _refine(fine, tilt, axis, shift, flat, None if mass is None else mass.error)
+    shift, residual = shift * fine.factor, residual * fine.factor
+    if mass is None:
+        basis = np.stack([np.cos(tilt), np.sin(tilt)], 1)
+        shift[:, 0] -= basis @ np.linalg.lstsq(basis, shift[:, 0], rcond=1e-6)[0]
+    shift[:, 1] -= shift[:, 1].mean()
+
+    suspect = _suspect(confidence, residual)
+    axis_deg = float(np.rad2deg(axis))
+    turn = bool(np.abs(np.sin(axis)) * max(images.shape[1:]) / 2 > AXIS_TOLERANCE_PX)
+    if not turn:
+        shift = _rotated(shift, axis)
+    notes = {
+        "background": _background_note(series, level, found, background),
+        "tilt_axis": _axis_note(series, tilt_axis_deg, axis_deg, float(np.rad2deg(error)), turn),
+        "alignment": _alignment_note(shift, flat, mass, confidence, suspect),
+    }
+    curves = {"neighbour_residual_px": residual} | ({} if mass is None else {"gain": mass.gain})
+    return Alignment(
+        shift, axis_deg, float(np.rad2deg(error)), turn, level, measured, confidence, suspect, curves, notes
+    )
+
+
+def apply(series: TiltSeries, alignment: Alignment) -> tuple[TiltSeries, Pose]:
+    """The series and the pose that `alignment` describes: background subtracted (never clipped), axis along y.
+
+    If the axis has to be turned, images are rotated about their centre by cubic splines, and `mask` is False where
+    nothing was imaged. `alignment` may come from another series of the same exposures, such as a spectral map's sum.
+    """
+    if alignment.shift.shape[0] != series.tilt_deg.size:
+        raise InputError(
+            f"{series.source}: {series.tilt_deg.size} images but an alignment of {alignment.shift.shape[0]}. "
+            "Align this series itself."
+        )
+    images = series.images - np.asarray(alignment.background, np.float32)[..., None, None]
+    mask = alignment.measured
+    if alignment.turn:
+        axis, still = np.deg2rad(alignment.axis_deg), np.zeros((series.tilt_deg.size, 2))
+        if mask is not None:
+            images = np.where(mask, images, np.float32(0))
+        images = straightened(images.reshape(-1, *images.shape[-2:]), axis, _repeated(still, images), order=3).reshape(
+            images.shape
+        )
+        whole = np.ones(images.shape[-3:], np.float32) if mask is None else mask.astype(np.float32)
+        mask = straightened(whole, axis, still) > 0.999
+        images = np.where(mask, images, np.float32(0))
+    changed = series.replace(
+        images=images,
+        mask=mask,
+        tilt_axis_deg=0.0,
+        provenance={**series.provenance, **alignment.notes},
+    )
+    pose = Pose.nominal(series.tilt_deg)
+    return changed, pose.replace(shift=jnp.asarray(alignment.shift, jnp.float32))
+
+
+def _repeated(shift, images):
+    return np.tile(shift, (images.size // (len(shift) * images.shape[-1] * images.shape[-2]), 1))
+
+
+class _Scaled(NamedTuple):
+    """Binned images, vacuum 0, with what was measured, the noise of a pixel, and the binning factor."""
+
+    images: np.ndarray
+    weight: np.ndarray
+    noise: float
+    factor: int
+
+
+def _scaled(images, measured, noise, longest) -> _Scaled:
+    factor = max(1, min(-(-max(images.shape[1:]) // longest), min(images.shape[1:]) // SMALLEST))
+    if measured is None:
+        small = binned(images, factor)
+        return _Scaled(small, np.ones_like(small), float(np.median(noise)) / factor, factor)
+    weight = binned(measured.astype(np.float32), factor)
+    small = binned(images * measured, factor) / np.maximum(weight, 1e-3)
+    return _Scaled(small, (weight > 0.99).astype(np.float32), float(np.median(noise)) / factor, factor)
+
+
+def _checked(series: TiltSeries) -> np.ndarray:
+    """Images `[tilt, y, x]` (channels summed), or InputError for those that cannot be aligned."""
+    images = series.images if series.images.ndim == 3 else series.images.sum(0)
+    n, ny, nx = images.shape
+    if n < 2:
+        raise InputError(f"{series.source}: {n} image. Alignment compares tilts: give a series of at least two.")
+    if min(ny, nx) < SMALLEST:
+        raise InputError(
+            f"{series.source}: images of {ny} × {nx} pixels are too small to align. "
+            f"Align the whole images (at least {SMALLEST} pixels a side) and cut slabs from the result."
+        )
+    wild = np.flatnonzero(~np.isfinite(images).all((1, 2)))
+    if wild.size:
+        raise InputError(f"{series.source}: non-finite pixels in {_named(wild)}. Repair them with --fill-nan.")
+    blank = np.flatnonzero(np.ptp(images, axis=(1, 2)) == 0)
+    if blank.size:
+        raise InputError(f"{series.source}: no contrast at all in {_named(blank)}. Drop it with --skip {blank[0]}.")
+    return np.asarray(images, np.float32)
+
+
+def _named(which) -> str:
+    listed = ", ".join(str(i) for i in which[:8]) + (", …" if len(which) > 8 else "")
+    return f"image {listed}" if len(which) == 1 else f"{len(which)} images ({listed})"
+
+
+def _measured(series, images):
+    filled = unmeasured(images)
+    if series.mask is None and filled is None:
+        return None
+    return (True if series.mask is None else np.asarray(series.mask, bool)) & (
+        np.ones(images.shape, bool) if filled is None else ~filled
+    )
+
+
+def _background(series, images, measured, given) -> tuple[np.ndarray, Vacuum]:
+    """The level to subtract, `[tilt]` or `[channel, tilt]`, and what was found in the images."""
+    found = vacuum(images, measured)
+    shape = series.images.shape[:-2]
+    if given is not None:
+        try:
+            return np.broadcast_to(np.asarray(given, float), shape).copy(), found
+        except ValueError:
+            raise InputError(
+                f"{series.source}: background of shape {np.shape(given)} for images {shape}. "
+                "Give one number, or one an image."
+            ) from None
+    if series.images.ndim == 3:
+        return found.level, found
+    return np.stack([vacuum(channel, measured).level for channel in series.images]), found
+
+
+def _rotated(shift, axis):
+    """`shift [n, 2]` turned by `axis`: from the frame whose axis is v to the images."""
+    c, s = np.cos(axis), np.sin(axis)
+    return shift @ np.array([[c, s], [-s, c]])
+
+
+def _from_scratch(rough: _Scaled, tilt, axis, flat):
+    """Shifts `[tilt, 2]` in pixels of the series, in the images' own frame, and the mean correlation."""
+    shape = rough.images.shape[1:]
+    smooth = bandpass(rough.images, rough.weight, 0.7, 5.0)
+    window = rough.weight * taper(shape[0], 0.1)[:, None] * taper(shape[1], 0.1)
+    shift, score = np.zeros((len(tilt), 2)), 0.0
+    for reach in ((shape[0] // 3, shape[1] // 3), (4, 4)):
+        frames, seen = straightened(smooth, axis, shift), straightened(window, axis, shift)
+        pairs = compare(frames, seen, tilt, reach, flat)
+        shift = shift + _rotated(solve(pairs, tilt)[0], axis)
+        score = float(pairs.score.mean())
+    return shift * rough.factor, score
+
+
+def _straighten(fine: _Scaled, tilt, start, shift, search) -> tuple[np.ndarray, float, float, Mass | None]:
+    """Shifts `[tilt, 2]` in binned pixels of the images' own frame, the axis and its error (rad), and the masses."""
+    from scipy import ndimage
+
+    smooth = ndimage.gaussian_filter(fine.images, (0, SMOOTHED, SMOOTHED))
+    details = bandpass(fine.images, fine.weight, 1.0, 5.0)
+    axis, error, limit, rough = start, np.inf, np.deg2rad(AXIS_RANGE_DEG), shift
+
+    def step(axis, shift, first=False):
+        frames, seen = straightened(smooth, axis, shift), straightened(fine.weight, axis, shift)
+        mass = common_mass(frames, seen, fine.noise, tilt, first)
+        return rough if mass is None else shift + _rotated(mass.shift, axis), mass
+
+    for _ in range(2):
+        shift, mass = step(axis, shift, first=True)
+    for _ in range(8):
+        moved, mass = step(axis, shift)
+        turn = 0.0
+        if search:
+            estimates = [] if mass is None else [(mass.axis, mass.axis_error)]
+            if mass is None or mass.axis_error > PRECISE:
+                frames, seen = straightened(details, axis, moved), straightened(fine.weight, axis, moved)
+                estimates.append(axis_from_patches(frames, seen, tilt))
+            turn, error = combined(estimates)
+            axis = float(np.clip(axis + np.clip(turn, -0.09, 0.09), start - limit, start + limit))
+        settled = np.abs(moved - shift).max() < 0.1 and abs(turn) < max(0.2 * error, AXIS_FLOOR)
+        shift = moved
+        if settled:
+            break
+    if abs(axis - start) > 0.99 * limit:
+        error = np.inf
+    if search and not abs(axis - start) > 3 * error:  # the angle in the file explains the images as well
+        axis = start
+        shift, mass = step(axis, shift)
+    return shift, axis, error, mass
+
+
+def _refine(fine: _Scaled, tilt, axis, shift, flat, error):
+    """Shifts in binned pixels of the straightened frame, and per tilt the correlation and the displacement left."""
+    shape = fine.images.shape[1:]
+    smooth = bandpass(fine.images, fine.weight, 1.0, 8.0)
+    window = fine.weight * taper(shape[0], 0.1)[:, None] * taper(shape[1], 0.1)
+    frames, seen = straightened(smooth, axis, shift), straightened(window, axis, shift)
+    pairs = compare(frames, seen, tilt, (4, 4), flat)
+    more, left = solve(pairs, tilt, error)
+    distance = np.hypot(*left.T)
+    members = [(pairs.low == i) | (pairs.high == i) for i in range(len(tilt))]
+    confidence = np.array([np.median(pairs.score[m]) for m in members])
+    residual = np.array([np.median(distance[m]) for m in members])
+    return _rotated(shift, -axis) + more, confidence, residual
+
+
+def _suspect(confidence, residual):
+    """Images whose agreement with their neighbours is far below the others', or whose neighbours disagree on where."""
+
+    def far(values, least):
+        middle = np.median(values)
+        return values - middle > max(6 * 1.4826 * np.median(np.abs(values - middle)), least)
+
+    return far(-confidence, 0.5 * max(float(np.median(confidence)), 0)) | far(residual, 3.0)
+
+
+def _background_note(series, level, found: Vacuum, given) -> str:
+    if given is not None:
+        return f"given: {level.min():.6g} to {level.max():.6g}, subtracted"
+    spread = f"{level.min():.6g} to {level.max():.6g}" if np.ptp(level) > 0 else f"{level.min():.6g}"
+    if not found.seen.any():
+        return (
+            f"no vacuum visible; the lowest level of all images, {spread}, was subtracted. Set it with background=..."
+        )
+    share = found.share[found.seen].mean()
+    note = f"vacuum level {spread}, the darkest that {share:.0%} of each image agrees on, subtracted"
+    if not found.seen.all():
+        note += f"; not visible in {_named(np.flatnonzero(~found.seen))}, which got the lowest of the others"
+    path = 1 / np.maximum(np.cos(np.deg2rad(series.tilt_deg)), 0.05)
+    varies = level.ndim == 1 and len(level) > 4 and np.ptp(level) > np.median(found.noise) and np.ptp(path) > 0.1
+    if varies and np.corrcoef(path, level)[0, 1] > 0.9:
+        note += "; it grows as 1/cos(tilt) like a support film, which was then subtracted too"
+    return note
+
+
+def _axis_note(series, given, axis_deg, error_deg, turn) -> str:
+    before = series.provenance.get("tilt_axis", "")
+    if given is not None:
+        note = f"tilt axis given at {axis_deg:.2f}° off y"
+    elif not np.isfinite(error_deg):
+        note = f"tilt axis not measured (too few tilts or too little structure), kept at {axis_deg:.2f}° off y"
+    else:
+        note = f"tilt axis found at {axis_deg:.2f} ± {error_deg:.2f}° off y, started from {series.tilt_axis_deg:.2f}°"
+    note += "; images rotated once by cubic splines" if turn else "; images not rotated"
+    return f"{before}; {note}" if before else note
+
+
+def _alignment_note(shift, flat, mass: Mass | None, confidence, suspect) -> str:
+    how = "compressed by the cosine" if flat else "as they are"
+    note = f"cross-correlation of tilts with their next three ({how})"
+    if mass is not None:
+        note += f", then mass by row and centres of mass over {mass.rows.sum()} of {mass.rows.size} rows"
+    else:
+        note += "; the specimen is larger than the field, so masses were not used"
+    u, v = shift.T
+    note += f"; shifts u {u.min():.1f} to {u.max():.1f} px, v {v.min():.1f} to {v.max():.1f} px"
+    note += f"; correlation with neighbours {np.median(confidence):.3f}"
+    if suspect.any():
+        which = np.flatnonzero(suspect)
+        note += f"; {_named(which)} disagree: look at them, or drop them with --skip {','.join(map(str, which))}"
+    return note
