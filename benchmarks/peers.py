@@ -1,4 +1,4 @@
-"""Projectors that jaxtomo is measured against, each given its fastest settings and every voxel of the volume."""
+"""What the projector is measured against: its peers in their fastest settings, all voxels, and a sum in float64."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def svmbir_cached(volume, images, tilt) -> tuple[list[Contender], list[str]]:
     """svmbir through its public functions; its system matrix is on disk after the first call, which is not timed."""
     import svmbir
 
-    folder = tempfile.TemporaryDirectory(prefix="svmbir-")
+    folder = tempfile.TemporaryDirectory(prefix="svmbir-")  # lives as long as the first call below holds it
     settings = {
         "roi_radius": 2.0 * max(volume.shape),
         "num_threads": machine.cores(),
@@ -168,6 +168,25 @@ def svmbir_cached(volume, images, tilt) -> tuple[list[Contender], list[str]]:
         lambda v: v.transpose(1, 2, 0),
     )
     return [contender], ["svmbir: its matrix has 8 bits, which is what it differs by."]
+
+
+def joseph_in_float64(plane, width, tilt):
+    """Ray sums [tilt, x] of one slice [z, x], linear interpolation along the main axis, in double precision.
+
+    What `linear` of ASTRA and Joseph's footprint of jaxtomo both mean; it tells whose rounding a difference is.
+    """
+    rays = np.arange(width)[:, None] - (width - 1) / 2
+    sums = []
+    for c, s in zip(np.cos(tilt), np.sin(tilt), strict=True):
+        rows, along, across = (plane, c, s) if abs(c) >= abs(s) else (plane.T, s, c)
+        planes, others = rows.shape
+        crossing = (rays - across * (np.arange(planes) - (planes - 1) / 2)) / along + (others - 1) / 2
+        below = np.floor(crossing).astype(int)
+        padded = np.pad(rows.astype(float), ((0, 0), (1, 1)))
+        taps = [padded[np.arange(planes), np.clip(k + 1, 0, others + 1)] for k in (below, below + 1)]
+        part = crossing - below
+        sums.append(((1 - part) * taps[0] + part * taps[1]).sum(1) / abs(along))
+    return np.stack(sums)
 
 
 PEERS = {"astra": astra_linear, "csr": scipy_csr, "mbirjax": mbirjax_model, "svmbir": svmbir_cached}

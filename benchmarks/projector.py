@@ -13,7 +13,7 @@ import argparse
 from functools import partial
 
 import machine
-from peers import PEERS, Contender  # before JAX: see there
+from peers import PEERS, Contender, joseph_in_float64  # before JAX: see there
 
 # isort: split
 import jax
@@ -81,7 +81,7 @@ def compare(size: int, options) -> None:
             f"{direction.capitalize()} projection, {size}³, {TILTS.size} tilts ±60°, float32",
             ("", "first call s", "median ms", "jaxtomo is faster by", "bar", "largest difference"),
             rows(direction, size, contenders, times[direction]),
-            notes if direction == "forward" else [],
+            [*notes, rounding(volume, contenders, times)] if direction == "forward" else [],
             markdown=options.markdown,
         )
     show_floors(size, volume, images, contenders[:2], programs, times, best, options)
@@ -102,6 +102,18 @@ def rows(direction, size, contenders, times):
             faster = f"{ratio:.1f}x ({same})"
         verdict = "" if bar is None else f"{bar}x {'met' if ratio >= bar else 'MISSED'}"
         yield contender.name, f"{timing.first:.2f}", timing, faster, verdict, difference
+
+
+def rounding(volume, contenders, times) -> str:
+    """How far the linear projectors are from the same sums in double precision."""
+    exact = joseph_in_float64(volume[:, :, 0], volume.shape[1], TILTS)
+    first = {c.peer: c for c in contenders if SAME[c.peer] == "joseph" or c.name == "jaxtomo joseph"}
+    errors = {
+        peer: np.max(np.abs(c.images(times["forward"][c.name].result)[:, :, 0] - exact)) / exact.max()
+        for peer, c in first.items()
+    }
+    said = ", ".join(f"{peer} {error:.1e}" for peer, error in errors.items())
+    return f"Largest difference to the same linear sums in float64, first slice: {said}."
 
 
 def show_floors(size, volume, images, contenders, programs, times, ceilings, options) -> None:
