@@ -76,7 +76,7 @@ def _run(name: str, argv: list[str]) -> int:
     module = importlib.import_module(f".commands.{command.module}", __package__)
     try:
         settings = parse(getattr(module, command.settings), argv, f"jaxtomo {name}", _config_file(argv))
-        outcome = module.run(settings, Console(settings.showing.quiet))
+        outcome = module.run(settings, Console(settings.showing.quiet, ("jaxtomo", name, *argv)))
     except UsageError as error:
         return _failed(2, f"{error} See jaxtomo {name} --help.", argv)
     except SystemExit as stop:  # tyro has printed help, or what is wrong

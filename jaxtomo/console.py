@@ -15,9 +15,15 @@ BOLD, DIM, RED, YELLOW = "1", "2", "31", "33"
 
 @dataclass(frozen=True)
 class Console:
-    """Where messages go. `quiet` leaves errors only."""
+    """Where messages go, and what was typed.
+
+    Attributes:
+        quiet: errors only.
+        command: the command line, for the record.
+    """
 
     quiet: bool = False
+    command: tuple[str, ...] = ()
 
     def say(self, message: str) -> None:
         """Tell what is going on."""

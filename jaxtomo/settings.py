@@ -42,13 +42,15 @@ def load(kind: type[Config], file: str | Path) -> Config:
     return _filled(kind(), tree, str(file), "")
 
 
-def dump(config: Any, table: str = "") -> str:
-    """TOML of a dataclass, which `load` reads; fields that are None are left out."""
+def dump(config: Any, table: str = "", leaving_out: frozenset[str] = frozenset()) -> str:
+    """TOML of a dataclass, which `load` reads; without fields that are None or named in `leaving_out`."""
     lines, tables = [f"[{table}]"] if table else [], []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name in leaving_out:
+            continue
         if dataclasses.is_dataclass(value):
-            tables.append(dump(value, f"{table}.{field.name}" if table else field.name))
+            tables.append(dump(value, f"{table}.{field.name}" if table else field.name, leaving_out))
         elif value is not None:
             lines.append(f"{field.name} = {_toml(value)}")
     return "\n".join(["\n".join(lines) + "\n", *tables])

@@ -50,10 +50,13 @@ def reconstruct_slabs(
     Raises InputError if the pose mixes slices.
     """
     height = series.images.shape[-2]
-    for number, rows in enumerate(cuts(height, slabs)):
+    parts = cuts(height, slabs)
+    count = min(height, max(rows.stop - rows.start for rows in parts) + 2 * MARGIN)  # one shape, compiled once
+    for number, rows in enumerate(parts):
         if number < first:
             continue
-        wide = slice(max(0, rows.start - MARGIN), min(height, rows.stop + MARGIN))
+        start = min(max(0, rows.start - MARGIN), height - count)
+        wide = slice(start, start + count)
         asked = problem(*rows_of(series, pose, wide), weights)
         part = reconstruct(asked, solver, steps, key=key, callbacks=callbacks(number), assess=False)
         volume[:, rows] = part.volume[:, rows.start - wide.start : rows.stop - wide.start]

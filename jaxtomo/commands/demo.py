@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -45,4 +44,4 @@ def run(settings: Demo, console: Console) -> Outcome:
         showing=settings.showing,
     )
     console.say("a real tilt series: 77 raw, misaligned HAADF-STEM images of a semiconductor needle (NIST)")
-    return outcome(asked, carry_out(asked, folder, None, sys.argv, console))
+    return outcome(asked, carry_out(asked, folder, None, console))

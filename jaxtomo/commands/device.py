@@ -6,9 +6,11 @@ import logging
 import os
 import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..plan import Memory, free_memory
 
 
@@ -44,19 +46,13 @@ def cache_folder() -> Path:
 def describe() -> dict[str, Any]:
     """The device that computes and the versions of what runs on it."""
     import jax
-    import jaxlib
-    import numpy as np
-
-    from .. import __version__
 
     device = jax.devices()[0]
     return {
         "device": {"backend": jax.default_backend(), "kind": device.device_kind, "count": jax.device_count()},
         "versions": {
             "jaxtomo": __version__,
-            "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
-            "numpy": np.__version__,
+            **{name: version(name) for name in ("jax", "jaxlib", "numpy")},
             "python": platform.python_version(),
             "system": platform.platform(),
         },

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from ..errors import InputError
 from . import device
 from .options import (
     NONE,
+    TRANSIENT,
     Gates,
     Outcome,
     Reading,
@@ -137,7 +138,7 @@ def run(settings: Reconstruct, console: Console) -> Outcome:
         return _dry(settings, facts, planned, free, folder)
     from .running import carry_out
 
-    return outcome(settings, carry_out(settings, folder, before, sys.argv, console))
+    return outcome(settings, carry_out(settings, folder, before, console))
 
 
 def _check(settings: Reconstruct) -> None:
@@ -177,15 +178,27 @@ def _check(settings: Reconstruct) -> None:
 def _earlier(folder: Path, settings: Reconstruct) -> dict[str, Any]:
     """`run.json` of the run to go on with. Raises InputError naming the setting that is not the same now."""
     old = config.load(Reconstruct, folder / run_folder.CONFIG)
-    ignored = {"out", "resume", "overwrite", "dry_run", "fail_under", "json", "quiet", "config", "debug"}
+    ignored = {"file", *TRANSIENT}  # the file is recognised by its SHA-256
     if settings.solving.method != "tvq":  # the step length of tvq follows a plan for all steps
         ignored.add("steps")
-    for name, before, now in config.differences(old, settings, frozenset(ignored)):
+    for name, before, now in config.differences(old, lasting(settings), frozenset(ignored)):
         raise InputError(
             f"{folder}: {name} was {_said(before)} and is {_said(now)} now. Resume with the same settings "
             f"(--config {folder / run_folder.CONFIG}), or start afresh with --overwrite."
         )
     return run_folder.recorded(folder) if (folder / run_folder.RECORD).is_file() else {}
+
+
+def lasting(settings: Reconstruct) -> Reconstruct:
+    """The settings with paths that mean the same in every folder, as config.toml keeps them."""
+    reading, preparing = settings.reading, settings.preparing
+    angles, xf = reading.angles, preparing.xf
+    return replace(
+        settings,
+        file=os.path.abspath(required(settings.file, "FILE")),
+        reading=replace(reading, angles=os.path.abspath(angles) if angles and Path(angles).is_file() else angles),
+        preparing=replace(preparing, xf=os.path.abspath(xf) if xf else None),
+    )
 
 
 def _said(value: Any) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +24,10 @@ from ..slabs import for_report
 from ..solve import Solver
 from ..validate import choose_weight, spread
 from . import device
+from .options import TRANSIENT
 from .posing import posed
+from .reconstruct import Reconstruct, lasting
 from .solving import Task, held_out_error, interruptible, judged, refuse_diverged, solve_in_slabs, solve_whole
-
-if TYPE_CHECKING:
-    from .reconstruct import Reconstruct
 
 
 class Stopped(KeyboardInterrupt):
@@ -52,9 +51,7 @@ class Stages:
             self.seconds[name] = round(time.perf_counter() - began, 3)
 
 
-def carry_out(
-    settings: Reconstruct, folder: Path, before: dict[str, Any] | None, argv: list[str], console: Console
-) -> dict[str, Any]:
+def carry_out(settings: Reconstruct, folder: Path, before: dict[str, Any] | None, console: Console) -> dict[str, Any]:
     """Run it; returns what `run.json` says in the end. `before` is what it said of the run to go on with.
 
     Raises Stopped when interrupted, after a checkpoint; any error removes what it began, unless a checkpoint is there.
@@ -75,7 +72,7 @@ def carry_out(
     facts: dict[str, Any] = {
         "status": "running",
         "folder": str(folder),
-        "command": argv,
+        "command": list(console.command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         **device.describe(),
         "input": {"file": str(settings.file), "sha256": digest},
@@ -85,10 +82,11 @@ def carry_out(
         "weight": solver.settings.get("weight"),
         "weight_chosen": solving.weight == "auto",
     }
+    kept = config.dump(lasting(settings), leaving_out=TRANSIENT)
     if before is None:
-        run_folder.begin(folder, config.dump(settings))
+        run_folder.begin(folder, kept)
     else:
-        run_folder.configure(folder, config.dump(settings))
+        run_folder.configure(folder, kept)
     with keeping(folder, facts, stages):
         run_folder.record(folder, facts)
         with interruptible(console) as asked, stages("solve", _solving_text(solving.method, steps, facts)):

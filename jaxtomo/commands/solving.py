@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -60,7 +61,7 @@ class Task:
     def watchers(self, asked: Callable[[], bool]) -> list[Callable]:
         """What stops the run when the user wants it, and shows how far it is."""
         bars = [] if self.console.quiet else [progress()]
-        return [lambda now: "interrupted" if asked() else None, *bars]
+        return [*bars, lambda now: "interrupted" if asked() else None]
 
 
 @contextlib.contextmanager
@@ -151,6 +152,7 @@ def solve_in_slabs(task: Task, solver: Solver, steps: int, asked: Callable[[], b
     energy = np.array([part["energy"] for part in parts])
     misfit = np.array([part["misfit"] for part in parts])
     history = {"misfit": np.sqrt((energy[:, None] * misfit**2).sum(0) / energy.sum())}
+    run_folder.step_log(task.folder)(SimpleNamespace(step=misfit.shape[1], history=history))
     seconds = {name: sum(part[name] for part in parts) for name in ("seconds", "seconds_to_first_step")}
     known = {name: value for name, value in parts[-1].items() if name not in ("misfit", "energy")}
     result = Reconstruction(volume, task.pose, task.series, history, {}, {**known, **seconds, "slabs": len(parts)})

@@ -1,0 +1,442 @@
+"""The command line as its users meet it: what goes to stdout, what the exit code is, what is left in the folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxtomo as jt
+from jaxtomo import cli, run_folder
+from jaxtomo.commands import device, running, solving
+
+METHODS = {"wbp": 1, "sirt": 4, "sart": 2, "cgls": 3, "tv": 4, "tvq": 4, "gaussian": 3}
+
+
+@pytest.fixture(autouse=True)
+def nothing_lasting(monkeypatch, tmp_path):
+    """No compiled code in the user's cache folder, and every default path in a folder of the test."""
+    monkeypatch.setattr(device, "start", lambda: None)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def whole_report():
+    """Asks for the real report."""
+
+
+@pytest.fixture(autouse=True)
+def quick_report(request, monkeypatch):
+    """The report has tests of its own: most runs here write a line instead of drawing for seconds."""
+    if "whole_report" not in request.fixturenames:
+        monkeypatch.setattr(running, "report", lambda path, result: path.write_text("a report"))
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """A small series with its truth, 17 tilts of 24 × 24 pixels, shifted."""
+    folder = tmp_path_factory.mktemp("simulated")
+    series = folder / "core.mrc"
+    argv = ["simulate", "core_shell", "--size", "24", "--tilts", "-64:64:8", "--out", str(series), "--dose", "200"]
+    assert cli.main([*argv, "--shift-jitter-px", "1", "--quiet"]) == 0
+    return series
+
+
+@pytest.fixture
+def command(capfd):
+    """Runs a command in this process: (exit code, stdout, stderr)."""
+
+    def run(*argv) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = cli.main([str(word) for word in argv])
+        said = capfd.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def document(command):
+    """Runs a command with --json: (exit code, the one document on stdout)."""
+
+    def strict(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    def run(*argv, loud=False):
+        code, out, _ = command(*argv, "--json", *([] if loud else ["--quiet"]))
+        return code, json.loads(out, parse_constant=strict)
+
+    return run
+
+
+ROOT = str(Path(jt.__file__).parents[1])
+
+
+def python(*argv):
+    """A Python of its own, which finds this jaxtomo whether it is installed or not."""
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_help_and_inspect_start_no_heavy_library(simulated):
+    for argv in (["--help"], ["inspect", str(simulated)], ["inspect", "--help"], ["reconstruct", "--help"]):
+        code = (
+            "import sys; from jaxtomo import cli; code = cli.main(sys.argv[1:]);"
+            "heavy = {'jax', 'matplotlib', 'scipy', 'skimage', 'orbax'} & set(sys.modules);"
+            "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+        )
+        done = python("-c", code, *argv)
+        assert done.returncode == 0, (argv, done.stderr)
+        assert done.stdout
+
+
+def test_usage_errors_exit_with_2(command, simulated):
+    for argv, hint in (
+        (["reconstrukt"], "reconstruct"),
+        (["reconstruct"], "FILE"),
+        (["reconstruct", simulated, "--metod", "tv"], "--method"),
+        (["reconstruct", simulated, "--method", "tx"], "tvq"),
+        (["reconstruct", simulated, "--slab", "9:3"], "100:164"),
+        (["reconstruct", simulated, "--fail-under", "beauty=3"], "resolution_nm"),
+        (["compare", simulated], "B"),
+    ):
+        code, out, err = command(*argv)
+        assert (code, out) == (2, ""), argv
+        assert hint in err, (argv, err)
+
+
+def test_help_goes_to_stdout(command):
+    for name in cli.COMMANDS:
+        code, out, err = command(name, "--help")
+        assert (code, err) == (0, ""), name
+        assert "--json" in out and "--quiet" in out
+    assert command("--version")[1].strip() == f"jaxtomo {jt.__version__}"
+
+
+def test_inspect(command, document, simulated):
+    code, facts = document("inspect", simulated)
+    assert code == 0
+    assert facts["shape"] == [17, 24, 24] and facts["angles"]["step"] == 8 and facts["problems"] == []
+    code, out, err = command("inspect", simulated)
+    assert (code, err) == (0, "") and "-64° to 64°" in out and "\033" not in out
+
+
+def test_inspect_tells_what_is_missing(command, document, tmp_path):
+    np.save(tmp_path / "bare.npy", np.random.default_rng(0).random((5, 16, 16), np.float32))
+    code, facts = document("inspect", "bare.npy")
+    assert code == 3 and len(facts["problems"]) == 3
+    code, out, err = command("inspect", "bare.npy")
+    assert code == 3 and "bare.npy" in out and "--angles" in err and "--tilt-axis" in err and "--pixel-nm" in err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_fills_the_folder(method, document, simulated):
+    argv = ["reconstruct", simulated, "--method", method, "--steps", METHODS[method], "--out", "run"]
+    code, facts = document(*argv, *([] if method in ("sirt", "tv") else ["--no-assess"]))
+    assert code == 0
+    folder = Path("run")
+    assert {*os.listdir(folder)} == {"config.toml", "run.json", "metrics.jsonl", *run_folder.RESULTS}
+    assert facts["status"] == "done" and facts["steps"] == METHODS[method] and facts["shape"] == [24, 24, 24]
+    assert json.loads((folder / "run.json").read_text()) | {"missed": [], "exit_code": 0} == facts
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, METHODS[method] + 1))
+    assert facts["metrics"]["misfit"] == pytest.approx(lines[-1]["misfit"], rel=1e-6)
+    assert ("prediction_error" in facts["metrics"]) == (method in ("sirt", "tv"))
+    assert len(facts["input"]["sha256"]) == 64
+    volume, voxel_nm = jt.read_volume(folder / "volume.mrc")
+    assert voxel_nm == pytest.approx(1) and np.isfinite(volume).all() and volume.std() > 0
+
+
+def test_a_person_sees_a_short_table(command, simulated):
+    code, out, err = command("reconstruct", simulated, "--steps", "3")
+    assert code == 0 and len(out.splitlines()) < 14
+    for word in ("tv, 3 steps", "misfit", "prediction", "resolution", "core-tv/report.html", "1 nm"):
+        assert word in out
+    assert "aligning 17 images" in err and "\033" not in out + err
+    assert command("reconstruct", simulated, "--steps", "3", "--out", "other", "--quiet")[2] == ""
+
+
+def test_defaults_reconstruct_the_specimen(document, simulated):
+    """The wedge, ten degrees of noise and one pixel of jitter in it, but clearly the specimen."""
+    code, _ = document("reconstruct", simulated, "--steps", "60", "--out", "run", "--no-assess")
+    assert code == 0
+    truth = jt.read_volume(simulated.with_name("core_truth.mrc"))[0]
+    volume = jt.read_volume("run/volume.mrc")[0]
+    assert np.corrcoef(volume.ravel(), truth.ravel())[0, 1] > 0.8
+
+
+def test_config_file_repeats_a_run_and_flags_win(document, simulated):
+    code, first = document(
+        "reconstruct", simulated, "--method", "sirt", "--steps", "3", "--hold-out", "2", "--out", "a"
+    )
+    assert code == 0
+    assert first["metrics"]["held_out_error"] > 0 and len(first["metrics"]["held_out_tilts_deg"]) == 2
+    code, again = document("reconstruct", "--config", "a/config.toml", "--out", "b")
+    assert code == 0 and again["method"] == "sirt"
+    assert np.array_equal(jt.read_volume("a/volume.mrc")[0], jt.read_volume("b/volume.mrc")[0])
+    code, other = document("reconstruct", "--config=a/config.toml", "--steps", "2", "--out", "c")
+    assert code == 0 and other["steps"] == 2
+
+
+def test_config_file_with_mistakes(command, tmp_path, simulated):
+    for text, hint in (
+        ("stepps = 3", "stepps"),
+        ("[solving]\nstepps = 3", "Did you mean steps?"),
+        ("[solving]\nsteps = 'many'", "solving.steps"),
+        ("[solving]\nassess = 3", "neither true nor false"),
+        ("solving = 3", "[solving]"),
+        ("[solving\n", "is no TOML file"),
+    ):
+        (tmp_path / "bad.toml").write_text(text)
+        code, out, err = command("reconstruct", simulated, "--config", "bad.toml")
+        assert (code, out) == (3, "") and "bad.toml" in err and hint in err, (text, err)
+    assert command("reconstruct", simulated, "--config", "none.toml")[0] == 3
+
+
+def test_an_existing_folder_is_safe(command, simulated, tmp_path):
+    argv = ("reconstruct", simulated, "--method", "wbp", "--no-assess", "--out", "run")
+    assert command(*argv)[0] == 0
+    before = Path("run/run.json").read_bytes()
+    code, _, err = command(*argv)
+    assert code == 3 and "--resume" in err and "--overwrite" in err
+    assert Path("run/run.json").read_bytes() == before
+    Path("run/mine.txt").write_text("keep me")
+    assert command(*argv, "--overwrite")[0] == 0
+    assert Path("run/mine.txt").exists() and Path("run/run.json").read_bytes() != before
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    code, _, err = command(*argv[:-1], "home", "--overwrite")
+    assert code == 3 and "no run of jaxtomo" in err and os.listdir("home") == ["letter.txt"]
+
+
+def interrupt_after(monkeypatch, step):
+    """Sends Ctrl-C to this process when the loop has done `step` steps."""
+
+    def progress():
+        def show(now):
+            if now.step >= step and now.message is None:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return show
+
+    monkeypatch.setattr(solving, "progress", progress)
+
+
+@pytest.mark.parametrize("method", ["sirt", "tv"])
+def test_resume_equals_the_uninterrupted_run(method, command, simulated, monkeypatch):
+    argv = ("reconstruct", simulated, "--method", method, "--no-assess")
+    assert command(*argv, "--steps", "12", "--out", "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        code, out, err = command(*argv, "--steps", "12", "--out", "run")
+    assert (code, out) == (130, "") and "--resume" in err
+    assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
+    assert not any(Path("run", name).exists() for name in run_folder.RESULTS)
+    code, _, err = command(*argv, "--steps", "12", "--out", "run", "--resume", "--seed", "5")
+    assert code == 3 and "seed was 0 and is 5 now" in err
+    code, _, err = command(*argv, "--steps", "12", "--out", "run", "--resume")
+    assert code == 0 and "going on after step" in err
+    assert np.array_equal(jt.read_volume("run/volume.mrc")[0], jt.read_volume("whole/volume.mrc")[0])
+    lines = [Path(name, "metrics.jsonl").read_text() for name in ("run", "whole")]
+    assert lines[0] == lines[1]
+    code, out, err = command(*argv, "--steps", "12", "--out", "run", "--resume")
+    assert code == 0 and "is finished" in err and "12 steps" in out
+    code, out, _ = command(*argv, "--steps", "15", "--out", "run", "--resume")
+    assert code == 0 and "15 steps" in out
+
+
+def test_interrupted_before_the_first_step_leaves_nothing(command, simulated, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(solving, "reconstruct", lambda *_, **__: interrupted())
+    code, out, err = command("reconstruct", simulated, "--out", "run")
+    assert (code, out) == (130, "") and "run" in err and not Path("run").exists()
+
+
+def test_resume_notices_another_input(command, simulated, tmp_path, monkeypatch):
+    series = jt.read(simulated)
+    jt.write("mine.mrc", series)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert command("reconstruct", "mine.mrc", "--steps", "9", "--out", "run")[0] == 130
+    jt.write("mine.mrc", series.replace(images=series.images + 1))
+    code, _, err = command("reconstruct", "mine.mrc", "--steps", "9", "--out", "run", "--resume")
+    assert code == 3 and "not the file" in err
+
+
+def test_weight_is_chosen_by_left_out_tilts(document, simulated):
+    code, facts = document("reconstruct", simulated, "--weight", "auto", "--steps", "10", "--no-assess")
+    assert code == 0 and facts["weight_chosen"] and facts["weight"] > 0
+
+
+def test_slabs_give_the_same_volume(document, simulated, monkeypatch, tmp_path):
+    argv = ("reconstruct", simulated, "--method", "sirt", "--steps", "5", "--no-assess", "--no-align")
+    assert document(*argv, "--out", "whole")[0] == 0
+    code, facts = document(*argv, "--slabs", "3", "--out", "parts")
+    assert code == 0 and "3 slabs" in facts["message"]
+    whole, parts = (jt.read_volume(f"{name}/volume.mrc")[0] for name in ("whole", "parts"))
+    np.testing.assert_allclose(parts, whole, atol=1e-5 * whole.max())
+    with monkeypatch.context() as patch:
+        calls = iter(range(99))
+        stop_at_the_third = lambda now: next(calls) == 2 and os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+        patch.setattr(solving, "progress", lambda: stop_at_the_third)
+        assert document(*argv, "--slabs", "3", "--out", "stopped", loud=True)[0] == 130
+    assert document(*argv, "--slabs", "3", "--out", "stopped", "--resume")[0] == 0
+    np.testing.assert_array_equal(jt.read_volume("stopped/volume.mrc")[0], parts)
+    assert {*os.listdir("stopped")} == {*os.listdir("whole")}
+
+
+def test_slabs_of_an_aligned_series_meet(document, simulated):
+    argv = ("reconstruct", simulated, "--method", "sirt", "--steps", "8")
+    assert document(*argv, "--out", "whole")[0] == 0
+    code, facts = document(*argv, "--slabs", "2", "--out", "parts")
+    assert code == 0 and facts["metrics"]["prediction_error"] > 0
+    whole, parts = (jt.read_volume(f"{name}/volume.mrc")[0] for name in ("whole", "parts"))
+    assert np.abs(whole - parts).max() < 0.02 * whole.max()
+
+
+def test_one_slab_is_the_middle_of_the_whole(document, simulated):
+    argv = ("reconstruct", simulated, "--method", "sirt", "--steps", "5", "--no-assess", "--no-align")
+    assert document(*argv, "--out", "whole")[0] == 0
+    code, facts = document(*argv, "--slab", "8:15", "--out", "part")
+    assert code == 0 and facts["shape"] == [24, 7, 24]
+    whole, part = (jt.read_volume(f"{name}/volume.mrc")[0] for name in ("whole", "part"))
+    np.testing.assert_allclose(part, whole[:, 8:15], atol=1e-5 * whole.max())
+
+
+def test_gates(command, document, simulated):
+    argv = ("reconstruct", simulated, "--method", "sirt", "--steps", "3", "--no-assess")
+    assert document(*argv, "--fail-under", "misfit=0.99", "--out", "a")[0] == 0
+    code, out, err = command(*argv, "--fail-under", "misfit=1e-9,resolution_nm=99", "--out", "b")
+    assert code == 5 and "misfit is" in err and "resolution_nm was not measured" in err
+    assert "report.html" in out and Path("b/volume.mrc").exists()
+
+
+def test_compare(command, document, simulated):
+    truth = simulated.with_name("core_truth.mrc")
+    code, same = document("compare", truth, truth)
+    assert code == 0 and same["rmse"] == 0 and same["psnr"] is None and same["ssim"] == pytest.approx(1)
+    volume, nm = jt.read_volume(truth)
+    jt.write("noisy.mrc", volume + np.random.default_rng(0).normal(0, 0.1, volume.shape), voxel_nm=nm)
+    code, facts = document("compare", "noisy.mrc", truth, "--data-range", "1")
+    assert code == 0 and facts["psnr"] == pytest.approx(20, abs=0.2) and facts["resolution_nm"] > 1
+    code, out, err = command("compare", "noisy.mrc", truth, "--fail-under", "psnr=60,ssim=0.1")
+    assert code == 5 and "PSNR" in out and "psnr is" in err and "ssim" not in err
+    jt.write("small.mrc", volume[:5])
+    code, _, err = command("compare", "small.mrc", truth)
+    assert code == 3 and "5 × 24 × 24" in err and "24 × 24 × 24" in err
+
+
+def test_report_again(command, document, simulated, whole_report):
+    assert document("reconstruct", simulated, "--method", "wbp", "--no-assess", "--out", "run")[0] == 0
+    assert "Alignment" in Path("run/report.html").read_text()
+    Path("run/report.html").unlink()
+    code, out, _ = command("report", "run")
+    assert (code, out.strip()) == (0, "run/report.html") and Path("run/report.html").stat().st_size > 10_000
+    code, facts = document("report", "run/reconstruction.h5", "--out", "page.html")
+    assert code == 0 and Path(facts["report"]).is_file()
+    code, _, err = command("report", "nowhere")
+    assert code == 3 and "nowhere" in err
+    assert document("compare", "run", "run")[1]["rmse"] == 0
+
+
+def test_simulate(command, document):
+    argv = (
+        "simulate",
+        "chiral",
+        "--size",
+        "16",
+        "--tilts",
+        "-20:20:10",
+        "--dose",
+        "30",
+        "--out",
+        "c.h5",
+        "--seed",
+        "4",
+    )
+    code, facts = document(*argv)
+    assert code == 0 and facts["microscope"]["dose"] == 30 and facts["true_shift_px"] is None
+    series = jt.read("c.h5")
+    assert series.images.shape == (5, 16, 16) and series.pixel_nm == 1
+    code, _, err = command(*argv)
+    assert code == 3 and "--overwrite" in err
+    assert command(*argv, "--overwrite")[0] == 0
+    assert np.array_equal(jt.read("c.h5").images, series.images)
+    for more, hint in (
+        (["--tilts", "tilt.txt"], "tilt.txt"),
+        (["--tilts", "3:1:5"], "3:1:5"),
+    ):
+        code, _, err = command("simulate", "chiral", "--out", "d.mrc", *more)
+        assert code == 3 and hint in err and not Path("d.mrc").exists()
+    for wrong in (("kitten",), ("chiral", "--dose", "-3")):
+        assert command("simulate", *wrong, "--out", "d.mrc")[0] == 2 and not Path("d.mrc").exists()
+
+
+def test_align_writes_an_aligned_series(document, simulated):
+    code, facts = document("align", simulated, "--out", "aligned.mrc", "--xf", "aligned.xf")
+    assert code == 0 and len(facts["shift_u_px"]) == 17
+    aligned = jt.read("aligned.mrc")
+    assert aligned.images.shape == (17, 24, 24) and aligned.pixel_nm == pytest.approx(1)
+    found, before = (
+        np.array(document("align", name, "--out", out)[1]["shift_u_px"])
+        for name, out in (("aligned.mrc", "again.mrc"), (simulated, "first.mrc"))
+    )
+    assert np.abs(found).max() < 0.5 * np.abs(before).max()
+
+
+def test_transforms_stand_for_the_alignment(document, simulated):
+    assert document("align", simulated, "--out", "aligned.mrc", "--xf", "aligned.xf")[0] == 0
+    argv = ("reconstruct", simulated, "--method", "sirt", "--steps", "5", "--no-assess")
+    assert document(*argv, "--out", "own")[0] == 0
+    assert document(*argv, "--xf", "aligned.xf", "--out", "imod")[0] == 0
+    own, imod = (jt.read_volume(f"{name}/volume.mrc")[0] for name in ("own", "imod"))
+    assert np.corrcoef(own.ravel(), imod.ravel())[0, 1] > 0.97
+
+
+def test_binning(document, simulated):
+    code, facts = document("reconstruct", simulated, "--method", "wbp", "--no-assess", "--bin", "2", "--no-align")
+    assert code == 0 and facts["shape"] == [12, 12, 12] and facts["voxel_nm"] == 2
+
+
+def test_no_colour_off_a_terminal_or_when_not_wanted(monkeypatch):
+    from jaxtomo.console import coloured
+
+    class Terminal:
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert coloured("x", "1", Terminal()) == "\033[1mx\033[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert coloured("x", "1", Terminal()) == "x"
+    assert coloured("x", "1", sys.stdout) == "x"
+
+
+def test_a_bug_is_one_line_unless_asked_for(command, simulated, monkeypatch):
+    from jaxtomo.commands import inspect
+
+    def broken(*_):
+        raise ZeroDivisionError("of course")
+
+    monkeypatch.setattr(inspect, "run", broken)
+    code, out, err = command("inspect", simulated)
+    assert (code, out) == (1, "") and len(err.splitlines()) == 1 and "ZeroDivisionError" in err
+    code, out, err = command("inspect", simulated, "--debug", "--json")
+    assert code == 1 and "Traceback" in err and json.loads(out)["exit_code"] == 1
+
+
+def test_a_reader_that_stops_reading_is_no_error(simulated):
+    argv = [sys.executable, "-m", "jaxtomo.cli", "inspect", str(simulated), "--json"]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(argv, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
