@@ -15,7 +15,7 @@ from . import callbacks as default_callbacks
 from .data import Problem, Reconstruction
 from .errors import InputError
 
-CHUNK = 50  # steps between two looks at the run, at most
+CHUNK = 10  # steps between two looks at the run, at most; every multiple of it is looked at, however fast the machine
 SECONDS = 0.5  # and about this long
 
 
@@ -134,7 +134,7 @@ def reconstruct(
     try:
         while message is None:
             started = time.perf_counter()
-            count = min(chunk, steps - done, CHUNK)
+            count = min(chunk, steps - done, CHUNK - done % CHUNK)
             state, info = run_steps(problem, state, key, done, count, step=solver.step)
             info = {name: np.asarray(values)[:count] for name, values in info.items()}
             history = {name: np.concatenate([history.get(name, values[:0]), values]) for name, values in info.items()}

@@ -11,7 +11,7 @@ import numpy as np
 from . import metrics
 from .data import Problem
 from .errors import InputError
-from .solve import Solver, run_steps
+from .solve import CHUNK, Solver, run_steps
 
 SLAB = 64  # slices, at most, that quality is judged on
 EDGE = 0.1  # of the radius: how softly the mask falls off
@@ -65,8 +65,8 @@ def solve(problem: Problem, solver: Solver, steps: int, key=None):
     """The volume `[z, x, y]` after `steps`, with nothing recorded."""
     key = jax.random.key(0) if key is None else key
     state = jax.tree.map(jnp.copy, solver.init(problem, key))
-    for start in range(0, steps, 50):
-        state, _ = run_steps(problem, state, key, start, min(50, steps - start), step=solver.step)
+    for start in range(0, steps, CHUNK):
+        state, _ = run_steps(problem, state, key, start, min(CHUNK, steps - start), step=solver.step)
     return solver.read(problem, state)[0]
 
 

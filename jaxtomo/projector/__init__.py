@@ -87,6 +87,7 @@ def forward(volume, pose: Pose, width: int, footprint=trapezoid) -> jax.Array:
     Without rotation and magnification, a shift across the axis moves the rays themselves and one along it slides the
     image, so nothing is interpolated twice.
     """
+    volume = jnp.asarray(volume)
     tilts = pose.tilt.shape[0]
     planar = pose.rotation is not None or pose.magnification is not None
     across = jnp.zeros(tilts, pose.tilt.dtype) if planar or pose.shift is None else pose.shift[:, 0]
@@ -101,6 +102,7 @@ def forward(volume, pose: Pose, width: int, footprint=trapezoid) -> jax.Array:
 
 def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid) -> jax.Array:
     """The exact adjoint of `forward`: `[z, x, y]` from `images [tilt, x, y]`; `shape` is (nz, nx)."""
+    images = jnp.asarray(images)
     tilts, width, ny = images.shape
     if pose.tilt.shape[0] != tilts:
         raise InputError(f"{tilts} images but {pose.tilt.shape[0]} poses. Give one pose an image.")

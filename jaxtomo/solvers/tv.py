@@ -47,7 +47,7 @@ def tv(weight: float = 0.3) -> Solver:
             raise InputError("tv solves the Gaussian likelihood only. Take fit(voxels(...)) for another.")
         return _init(problem, weight)
 
-    return Solver(init, _step, _read, {"method": "tv", "weight": weight}, steps=1000)
+    return Solver(init, _step, _read, {"method": "tv", "weight": weight}, steps=600)
 
 
 @jax.jit
