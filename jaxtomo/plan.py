@@ -32,14 +32,15 @@ class Need(NamedTuple):
 
 
 NEEDS = {
-    "wbp": Need(2.6, 8, 2, 2),
-    "sirt": Need(2.8, 10, 2, 6),
-    "sart": Need(5.4, 5, 3, 30),
-    "cgls": Need(4, 8, 2, 10),
-    "tv": Need(18, 11, 2.2, 60),
-    "tvq": Need(15, 6, 2, 60),
-    "gaussian": Need(7, 5, 2, 40, padding=16),
+    "wbp": Need(2.5, 5.5, 2, 2),
+    "sirt": Need(3.2, 5.6, 2, 6),
+    "sart": Need(4.9, 6.2, 3, 30),
+    "cgls": Need(4.3, 5.3, 2, 10),
+    "tv": Need(18.5, 11, 2.2, 20),
+    "tvq": Need(11, 6.2, 2, 60),
+    "gaussian": Need(6.3, 5.6, 2, 40, padding=16),
 }
+TABLE = 800  # bytes of the projector's weights for each tilt and pixel across the axis; counts in thin slabs
 SLICED = ("wbp", "sirt", "sart", "cgls")
 """Methods that treat every slice across the tilt axis by itself, so that slabs give the same volume."""
 
@@ -99,7 +100,8 @@ class Plan:
         need = NEEDS[self.method]
         padded = [n + 2 * need.padding for n in (self.thickness, self.slab_rows, self.width)]
         stack = 4 * self.tilts * self.slab_rows * self.width
-        return int(need.volumes * 4 * padded[0] * padded[1] * padded[2] + need.stacks * stack)
+        table = TABLE * self.tilts * self.width
+        return int(need.volumes * 4 * padded[0] * padded[1] * padded[2] + need.stacks * stack + table)
 
     @property
     def host_bytes(self) -> int:

@@ -123,9 +123,11 @@ def rows_of(series: TiltSeries, pose: Pose, rows: slice) -> tuple[TiltSeries, Po
             "cut out. Align it first (jaxtomo align), which turns the images, or reconstruct all rows."
         )
     *lead, ny, _ = series.images.shape
-    start, stop, _ = rows.indices(ny)
-    if start >= stop:
-        raise InputError(f"{series.source}: rows {rows.start} to {rows.stop} of {ny} hold nothing. Give 0 to {ny}.")
+    start, stop = rows.start, rows.stop
+    if not 0 <= start < stop <= ny:
+        raise InputError(
+            f"{series.source}: there are rows 0 to {ny}, not {start} to {stop}. Give two of those (--slab)."
+        )
     shift = None if pose.shift is None else np.array(pose.shift, np.float64)
     whole = np.zeros(series.tilt_deg.size, int) if shift is None else np.rint(shift[:, 1]).astype(int)
     seen = np.arange(start, stop) + whole[:, None]  # [tilt, row]
