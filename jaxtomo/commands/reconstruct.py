@@ -58,8 +58,8 @@ class Solving:
     """tv: total variation, a good start for most specimens. tvq: sparse gradients, for particles with sharp edges.
     gaussian: textured volumes such as tissue. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
     weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=BY_METHOD)] = None
-    """How strongly tv, tvq and gaussian prefer a smooth volume: larger is smoother. auto tries some, and takes the one
-    that predicts left-out tilts best."""
+    """How strongly tv, tvq and gaussian prefer a smooth volume: larger is smoother. auto, the default from six tilts,
+    tries some, and takes the one that predicts left-out tilts best."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint=BY_METHOD)] = None
     """How many steps at most."""
     thickness: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the images' width)")] = None
@@ -219,9 +219,11 @@ def _plan(settings: Reconstruct, facts: dict, usual: int) -> plan.Plan:
     asked = rows_asked(preparing.slab)
     if asked is not None:
         rows = max(1, min(rows, asked.stop) - asked.start)
+    tilts = count - len(settings.reading.skip)
+    trying = methods.tries_weights(solving.method, solving.weight, tilts)
     return plan.Plan(
         method=solving.method,
-        tilts=count - len(settings.reading.skip),
+        tilts=tilts,
         rows=rows,
         width=width,
         thickness=solving.thickness or width,
@@ -230,7 +232,7 @@ def _plan(settings: Reconstruct, facts: dict, usual: int) -> plan.Plan:
         device=device.backend(),
         cores=device.cores(),
         judged=solving.assess,
-        trials=len(methods.WEIGHTS[solving.method]) if solving.weight == "auto" else 0,
+        trials=len(methods.WEIGHTS[solving.method]) if trying else 0,
     )
 
 

@@ -80,7 +80,7 @@ def carry_out(settings: Reconstruct, folder: Path, before: dict[str, Any] | None
         "seed": solving.seed,
         "steps_asked": steps,
         "weight": solver.settings.get("weight"),
-        "weight_chosen": solving.weight == "auto",
+        "weight_chosen": methods.tries_weights(solving.method, solving.weight, series.tilt_deg.size),
     }
     kept = config.dump(lasting(settings), leaving_out=TRANSIENT)
     if before is None:
@@ -145,14 +145,17 @@ def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver
     """The solver, with its weight chosen by left-out tilts if that is asked for and was not done before."""
     solving = task.settings.solving
     make = methods.maker(solving.method, solving.steps, solving.spectrum)
-    if solving.weight != "auto":
+    if not methods.tries_weights(solving.method, solving.weight, task.series.tilt_deg.size):
         return make(solving.weight)
     if before and before.get("weight") is not None:
         return make(before["weight"])
     candidates = methods.WEIGHTS[solving.method]
     with stages("weight", f"choosing the weight of {solving.method}: {len(candidates)} trials on a slab"):
         problem = task.problem(task.series, task.pose, task.weights)
-        weight, errors = choose_weight(problem, make, candidates, solving.steps or make(None).steps, key=task.key)
+        steps = solving.steps or make(None).steps
+        if solving.method == "tv":  # weights are told apart long before the duality gap closes
+            steps = min(steps, 80)
+        weight, errors = choose_weight(problem, make, candidates, steps, key=task.key)
     tried = ", ".join(f"{w:g}: {100 * e:.3g} %" for w, e in zip(candidates, errors, strict=True))
     task.console.say(f"weight {weight:g}, by the error on left-out tilts ({tried})")
     return make(weight)
