@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxtomo.spectrum import spectrum_of
 
+
 def shapes(file) -> Iterator[np.ndarray]:
     yield from file["chiralAu"]
     yield from file["Cu3As"]

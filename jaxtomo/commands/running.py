@@ -146,7 +146,7 @@ def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver
     solving = task.settings.solving
     make = methods.maker(solving.method, solving.steps, solving.spectrum)
     if not methods.tries_weights(solving.method, solving.weight, task.series.tilt_deg.size):
-        return make(solving.weight)
+        return make(None if solving.weight == "auto" else solving.weight)
     if before and before.get("weight") is not None:
         return make(before["weight"])
     candidates = methods.WEIGHTS[solving.method]

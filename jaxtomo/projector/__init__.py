@@ -96,8 +96,10 @@ def forward(volume, pose: Pose, width: int, footprint=trapezoid) -> jax.Array:
     else:
         images = general.forward(volume, pose.tilt, pose.second_tilt, across, width)
     if planar:
-        return warp.warp(images, *_planar(pose))
-    return images if pose.shift is None else warp.slide(images, pose.shift[:, 1])
+        images = warp.warp(images, *_planar(pose))
+    elif pose.shift is not None:
+        images = warp.slide(images, pose.shift[:, 1])
+    return jnp.asarray(images)
 
 
 def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid) -> jax.Array:

@@ -59,7 +59,7 @@ def _init(problem, weight):
     return State(
         volume=volume / density,
         images=jnp.zeros_like(images),
-        field=(jnp.zeros(size, images.dtype),) * 3,
+        field=gradient(jnp.zeros(size, images.dtype)),
         weight=weight,
         density=density,
         rows=inverse(ray_lengths(problem), 0.01) * BALANCE * weight,

@@ -1,4 +1,4 @@
-"""Sparse gradients: squared voxels under Adam with |∇v|^q, q < 1, and count weights; the method to beat on particles."""
+"""Sparse gradients: squared voxels under Adam with |∇v|^q, q < 1, and count weights. To beat on particles."""
 
 from __future__ import annotations
 
