@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from .background import Vacuum, unmeasured, vacuum
-from .correlate import bandpass, binned, straightened, taper
+from .correlate import bandpass, binned, centred, straightened, taper
 from .data import Pose
 from .errors import InputError
-from .mass import AXIS_FLOOR, SMOOTHED, Mass, combined, common_mass
+from .mass import AXIS_FLOOR, CONSERVED, SMOOTHED, Mass, combined, common_mass
 from .neighbours import axis_from_patches, compare, solve
 from .series import TiltSeries
 
 # Longest side of the binned images: displacements are first sought far and roughly, then near and finely.
 ROUGH, FINE = 64, 128
-# Smallest image side in pixels, and smallest number of tilts that tell the axis.
-SMALLEST, AXIS_TILTS = 16, 5
+# Smallest image side in pixels, and fewest tilts and smallest range in degrees that tell the axis.
+SMALLEST, AXIS_TILTS, AXIS_SPAN_DEG = 16, 5, 20.0
 # The axis is sought this far from where the file says it is.
 AXIS_RANGE_DEG = 15.0
 # Patches are followed too where the masses leave the axis more uncertain than this, rad.
@@ -110,16 +110,19 @@ def coarse(series: TiltSeries, *, tilt_axis_deg: float | None = None, background
     level, found = _background(series, images, measured, background)
     tilt = np.deg2rad(series.tilt_deg)
     start = np.deg2rad(series.tilt_axis_deg if tilt_axis_deg is None else tilt_axis_deg)
-    search = tilt_axis_deg is None and len(tilt) >= AXIS_TILTS
+    search = tilt_axis_deg is None and len(tilt) >= AXIS_TILTS and np.ptp(series.tilt_deg) >= AXIS_SPAN_DEG
     clean = images - (level if level.ndim == 1 else level.sum(0))[:, None, None]
 
     rough, fine = _scaled(clean, measured, found.noise, ROUGH), _scaled(clean, measured, found.noise, FINE)
-    guesses = {flat: _from_scratch(rough, tilt, start, flat) for flat in (True, False)}
-    flat = guesses[True][1] >= guesses[False][1]
-    shift, axis, error, mass = _straighten(fine, tilt, start, guesses[flat][0] / fine.factor, search)
-    if mass is None and not flat:  # of a specimen larger than the field only the stretched comparison is right
-        flat = True
-        shift, axis, error, mass = _straighten(fine, tilt, start, guesses[flat][0] / fine.factor, search)
+    chained = {flat: _from_scratch(rough, tilt, start, flat) for flat in (True, False)}
+    flat = chained[True][1] >= chained[False][1]
+    guess = _most_conserved(rough, tilt, start, [chained[flat][0], chained[not flat][0], _centroids(rough)])
+    found_by_mass = _by_mass(fine, tilt, start, guess / fine.factor, search)
+    if found_by_mass is not None:
+        shift, axis, error, mass = found_by_mass
+    else:  # of a specimen larger than the field only the stretched comparison is right
+        flat, mass, shift = True, None, chained[True][0] / fine.factor
+        axis, error = _by_patches(fine, tilt, start, shift) if search else (start, np.inf)
     shift, confidence, residual = _refine(fine, tilt, axis, shift, flat, None if mass is None else mass.error)
     shift, residual = shift * fine.factor, residual * fine.factor
     if mass is None:
@@ -270,41 +273,95 @@ def _from_scratch(rough: _Scaled, tilt, axis, flat):
     return shift * rough.factor, score
 
 
-def _straighten(fine: _Scaled, tilt, start, shift, search) -> tuple[np.ndarray, float, float, Mass | None]:
-    """Shifts `[tilt, 2]` in binned pixels of the images' own frame, the axis and its error (rad), and the masses."""
+def _centroids(rough: _Scaled):
+    """Shifts `[tilt, 2]` in pixels of the series that would put every image's centre of mass in the middle of u."""
+    light = np.where(rough.images > 4 * rough.noise, rough.images, 0) * rough.weight
+    total = np.maximum(light.sum((1, 2)), 1e-30)
+    u, v = (light.sum(axis) @ centred(light.shape[3 - axis]) / total for axis in (1, 2))
+    return np.stack([u, v - v.mean()], 1) * rough.factor
+
+
+def _most_conserved(rough: _Scaled, tilt, axis, guesses):
+    """The one of `guesses` (shifts in pixels of the series) that conserves mass best; the first if none does.
+
+    What agrees best with its neighbours can be wrong: a helix that turns looks like one that moves along its axis.
+    """
+    from scipy import ndimage
+
+    smooth = ndimage.gaussian_filter(rough.images, (0, SMOOTHED, SMOOTHED))
+
+    def cost(guess):
+        shift, change = guess / rough.factor, np.inf
+        for _ in range(3):
+            frames, seen = straightened(smooth, axis, shift), straightened(rough.weight, axis, shift)
+            mass = common_mass(frames, seen, rough.noise, tilt, first=True)
+            if mass is None:
+                return np.inf
+            shift = shift + _rotated(mass.shift, axis)
+            change = mass.change + float(np.isinf(mass.error[:, 0]).mean())  # and a tilt moved out of the field costs
+        return change
+
+    return guesses[int(np.argmin([cost(guess) for guess in guesses]))]
+
+
+def _by_mass(fine: _Scaled, tilt, start, shift, search) -> tuple[np.ndarray, float, float, Mass] | None:
+    """Shifts `[tilt, 2]` in binned pixels of the images' own frame, the axis and its error (rad), and the masses; None
+    if the specimen does not lie inside the field."""
     from scipy import ndimage
 
     smooth = ndimage.gaussian_filter(fine.images, (0, SMOOTHED, SMOOTHED))
-    details = bandpass(fine.images, fine.weight, 1.0, 5.0)
-    axis, error, limit, rough = start, np.inf, np.deg2rad(AXIS_RANGE_DEG), shift
-
-    def step(axis, shift, first=False):
+    axis, error = start, np.inf
+    for step in range(12):
         frames, seen = straightened(smooth, axis, shift), straightened(fine.weight, axis, shift)
-        mass = common_mass(frames, seen, fine.noise, tilt, first)
-        return rough if mass is None else shift + _rotated(mass.shift, axis), mass
-
-    for _ in range(2):
-        shift, mass = step(axis, shift, first=True)
-    for _ in range(8):
-        moved, mass = step(axis, shift)
-        turn = 0.0
+        mass = common_mass(frames, seen, fine.noise, tilt, first=step < 2)
+        if mass is None or (step >= 2 and mass.change > 2 * CONSERVED):
+            return None
+        shift, turn = shift + _rotated(mass.shift, axis), 0.0
+        if step < 2:
+            continue
         if search:
-            estimates = [] if mass is None else [(mass.axis, mass.axis_error)]
-            if mass is None or mass.axis_error > PRECISE:
-                frames, seen = straightened(details, axis, moved), straightened(fine.weight, axis, moved)
-                estimates.append(axis_from_patches(frames, seen, tilt))
+            estimates = [(mass.axis, mass.axis_error)]
+            if mass.axis_error > PRECISE:
+                estimates.append(_patches_at(fine, tilt, axis, shift))
             turn, error = combined(estimates)
-            axis = float(np.clip(axis + np.clip(turn, -0.09, 0.09), start - limit, start + limit))
-        settled = np.abs(moved - shift).max() < 0.1 and abs(turn) < max(0.2 * error, AXIS_FLOOR)
-        shift = moved
-        if settled:
+            axis = _within_range(axis + turn, axis, start)
+        if np.abs(mass.shift).max() < 0.1 and abs(turn) < max(0.2 * error, AXIS_FLOOR):
             break
-    if abs(axis - start) > 0.99 * limit:
-        error = np.inf
-    if search and not abs(axis - start) > 3 * error:  # the angle in the file explains the images as well
-        axis = start
-        shift, mass = step(axis, shift)
-    return shift, axis, error, mass
+    kept = _believed(axis, error, start)
+    if kept != axis:
+        axis = kept
+        frames, seen = straightened(smooth, axis, shift), straightened(fine.weight, axis, shift)
+        mass = common_mass(frames, seen, fine.noise, tilt) or mass
+        shift = shift + _rotated(mass.shift, axis)
+    return None if mass.change > CONSERVED else (shift, axis, error, mass)
+
+
+def _by_patches(fine: _Scaled, tilt, start, shift) -> tuple[float, float]:
+    """The axis and its error (rad) of a specimen larger than the field, whose `shift` in binned pixels is known."""
+    axis, error = start, np.inf
+    for _ in range(6):
+        turn, error = _patches_at(fine, tilt, axis, shift)
+        axis = _within_range(axis + turn, axis, start)
+        if abs(turn) < max(0.2 * error, AXIS_FLOOR):
+            break
+    return _believed(axis, error, start), error
+
+
+def _patches_at(fine: _Scaled, tilt, axis, shift):
+    details = bandpass(fine.images, fine.weight, 1.0, 5.0)
+    return axis_from_patches(straightened(details, axis, shift), straightened(fine.weight, axis, shift), tilt)
+
+
+def _within_range(axis, before, start) -> float:
+    """`axis` at most 5° from where it was `before` and within the search range about `start`, rad."""
+    limit = np.deg2rad(AXIS_RANGE_DEG)
+    return float(np.clip(np.clip(axis, before - 0.09, before + 0.09), start - limit, start + limit))
+
+
+def _believed(axis, error, start) -> float:
+    """`axis`, or `start` if the images could as well have that one, or if the search ran into its end."""
+    at_the_end = abs(axis - start) > 0.99 * np.deg2rad(AXIS_RANGE_DEG)
+    return axis if abs(axis - start) > 3 * error and not at_the_end else start
 
 
 def _refine(fine: _Scaled, tilt, axis, shift, flat, error):
@@ -343,7 +400,7 @@ def _background_note(series, level, found: Vacuum, given) -> str:
     share = found.share[found.seen].mean()
     note = f"vacuum level {spread}, the darkest that {share:.0%} of each image agrees on, subtracted"
     if not found.seen.all():
-        note += f"; not visible in {_named(np.flatnonzero(~found.seen))}, which got the lowest of the others"
+        note += f"; not visible in {_named(np.flatnonzero(~found.seen))}, which got that of their neighbours"
     path = 1 / np.maximum(np.cos(np.deg2rad(series.tilt_deg)), 0.05)
     varies = level.ndim == 1 and len(level) > 4 and np.ptp(level) > np.median(found.noise) and np.ptp(path) > 0.1
     if varies and np.corrcoef(path, level)[0, 1] > 0.9:
@@ -356,7 +413,7 @@ def _axis_note(series, given, axis_deg, error_deg, turn) -> str:
     if given is not None:
         note = f"tilt axis given at {axis_deg:.2f}° off y"
     elif not np.isfinite(error_deg):
-        note = f"tilt axis not measured (too few tilts or too little structure), kept at {axis_deg:.2f}° off y"
+        note = f"tilt axis not measured (too few tilts, range or structure), kept at {axis_deg:.2f}° off y"
     else:
         note = f"tilt axis found at {axis_deg:.2f} ± {error_deg:.2f}° off y, started from {series.tilt_axis_deg:.2f}°"
     note += "; images rotated once by cubic splines" if turn else "; images not rotated"

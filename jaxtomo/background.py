@@ -10,8 +10,9 @@ import numpy as np
 BLOCK = 4
 # A block belongs to the vacuum if its mean is within this many standard errors of the level.
 NEAR = 4.0
-# Share of the blocks that must agree on a level before it is believed to be the vacuum.
-SEEN = 0.02
+# A level is believed to be the vacuum if few blocks are darker, and many agree on it, or some do and crowd about it as
+# noise does: this share of them is within half the distance; of evenly spread ones half are.
+DARKER, MANY, SOME, CROWD = 0.1, 0.3, 0.02, 0.6
 
 
 class Vacuum(NamedTuple):
@@ -28,18 +29,20 @@ def vacuum(images: np.ndarray, measured: np.ndarray | None = None) -> Vacuum:
     """The darkest level that a sizeable part of an image agrees on, for each of `images [tilt, y, x]`.
 
     Starting from a low percentile, the level moves to the median of the block means around it until it stays: the
-    lowest mode, found by mean shift. A level that fewer than 2 % of the blocks agree on is no vacuum (the specimen
-    fills the image); such images get the lowest level of all, since a level of their own would be the specimen's.
+    lowest mode, found by mean shift. If few blocks agree on it, or they do not crowd about it, it is no vacuum (the
+    specimen fills the image); such an image gets the level of the nearest ones that show it, in the order of the
+    series, or, if none does, the lowest of all: one of its own would be the specimen's.
     `measured [tilt, y, x]` says which pixels to trust.
     """
     found = [_darkest(image, None if measured is None else measured[i]) for i, image in enumerate(images)]
-    level, noise, share = (np.array(column) for column in zip(*found, strict=True))
-    seen = share >= SEEN
-    return Vacuum(np.where(seen, level, (level[seen] if seen.any() else level).min()), noise, share, seen)
+    level, noise, share, seen = (np.array(column) for column in zip(*found, strict=True))
+    index = np.arange(len(level))
+    shared = np.interp(index, index[seen], level[seen]) if seen.any() else level.min()
+    return Vacuum(np.where(seen, level, shared), noise, share, seen)
 
 
-def _darkest(image, measured) -> tuple[float, float, float]:
-    """Level, pixel noise and share of the blocks, of one image."""
+def _darkest(image, measured) -> tuple[float, float, float, bool]:
+    """Level, pixel noise, share of the blocks and whether that is the vacuum, of one image."""
     ny, nx = (size // BLOCK for size in image.shape)
     blocks = _blocks(image, ny, nx)
     if measured is not None and (whole := _blocks(measured, ny, nx).all(1)).any():
@@ -57,7 +60,10 @@ def _darkest(image, measured) -> tuple[float, float, float]:
         level += moved
         if abs(moved) < 1e-3 * noise:
             break
-    return level, noise, float(near.mean())
+    off = (mean - level) * BLOCK / (NEAR * noise)
+    share, crowd = float(near.mean()), (np.abs(off) < 0.5).sum() / max(near.sum(), 1)
+    seen = (off < -1).mean() <= DARKER and (share >= MANY or (share >= SOME and crowd >= CROWD))
+    return level, noise, share, bool(seen)
 
 
 def _blocks(image, ny, nx):
@@ -84,7 +90,7 @@ def unmeasured(images: np.ndarray) -> np.ndarray | None:
             if runs.sum() < max(image.shape) or runs.all() or same[~runs].sum() > 0.01 * same.size:
                 continue
             lines = runs.all(0) | runs.all(1)[:, None]
-            level, noise, _ = _darkest(image, ~runs)
+            level, noise, *_ = _darkest(image, ~runs)
             if runs.sum() < 1.02 * lines.sum() or value > level + NEAR * noise:
                 out |= runs
             elif np.ptp(image[~runs]) > 30 * noise and _straight(lengths):

@@ -35,7 +35,7 @@ AXIS_FLOOR = np.deg2rad(0.03)
 class Mass(NamedTuple):
     """What the rows say about the pose still left, in pixels and radians: `shift [tilt, 2]` (u, v) and its standard
     `error [tilt, 2]`, infinite for a tilt that shows the specimen cut; the angle `axis` δ and its error; `rows [y]`,
-    those that were used; `gain [tilt]`, of median 1."""
+    those that were used; `gain [tilt]`, of median 1; `change`, by how much the masses vary beyond the noise."""
 
     shift: np.ndarray
     error: np.ndarray
@@ -43,6 +43,7 @@ class Mass(NamedTuple):
     axis_error: float
     rows: np.ndarray
     gain: np.ndarray
+    change: float
 
 
 def common_mass(frames, measured, noise: float, tilt, first: bool = False) -> Mass | None:
@@ -50,7 +51,8 @@ def common_mass(frames, measured, noise: float, tilt, first: bool = False) -> Ma
 
     The frames have vacuum 0 and their axis already nearly along y, and are smoothed by 1 pixel. `measured [tilt, y, x]`
     is 1 where a pixel was measured, `noise` the standard deviation of a pixel before smoothing, `tilt` in rad. On the
-    `first` call the rows may be far from each other, so v is sought farther and the masses are not yet judged by it.
+    `first` call the rows may be far from each other, and v is sought farther. A `change` above `CONSERVED`, once shift
+    and axis are right, says that the specimen is larger than the field after all.
     """
     window, strong = _support(frames, noise)
     known, whole, rows = _uncut(frames, measured, noise, strong)
@@ -59,8 +61,8 @@ def common_mass(frames, measured, noise: float, tilt, first: bool = False) -> Ma
     mass, moment = (frames * window).sum(2), (frames * window * centred(frames.shape[2])).sum(2)
     gain, profile = _levelled(mass, known, rows)
     inside = (profile * rows).sum() > 0.5 * (profile * strong).sum()
-    conserved = first or _conserved(mass / gain[:, None] - profile, profile, known & rows, noise, window)
-    if not (inside and conserved):
+    change = _change(mass / gain[:, None] - profile, profile, known & rows, noise, window)
+    if not inside:
         return None
     mass, moment = mass / gain[:, None], moment / gain[:, None]
     # The variance of a centre of mass is that of the noise times the third power of the width, by the mass squared.
@@ -72,15 +74,15 @@ def common_mass(frames, measured, noise: float, tilt, first: bool = False) -> Ma
     reference, shared = np.broadcast_to(profile, seen.shape), np.broadcast_to(seen.any(0), seen.shape)
     columns = (np.asarray(a, np.float32)[..., None] for a in (reference, shared, mass, seen))
     along = displacement(*columns, reach=(reach, 0)).shift[:, 1]
-    change, slope = np.abs(mass - profile)[known & rows], np.gradient(profile)[rows]
-    along_error = 1.4826 * np.median(change) / np.sqrt((slope**2).sum())
+    off, slope = np.abs(mass - profile)[known & rows], np.gradient(profile)[rows]
+    along_error = 1.4826 * np.median(off) / np.sqrt((slope**2).sum())
     # A rotation by δ moves the mass of a row by δ times its centre of mass.
     axis, axis_error = combined([axis_by_centres, _axis_from_mass(mass, -np.gradient(moments, axis=1), seen)])
     shift = np.stack([across, along], 1)
     order = np.flatnonzero(whole)[np.argsort(tilt[whole])]
     shift[~whole] = np.stack([np.interp(tilt[~whole], tilt[order], part[order]) for part in shift.T], 1)
     error = np.where(whole[:, None], (across_error, along_error), np.inf)
-    return Mass(shift, error, axis, axis_error, rows, gain)
+    return Mass(shift, error, axis, axis_error, rows, gain, change)
 
 
 def combined(estimates) -> tuple[float, float]:
@@ -142,11 +144,12 @@ def _levelled(mass, known, rows):
     return gain, typical(mass / gain[:, None])
 
 
-def _conserved(rest, profile, known, noise, window):
-    """Whether the rows of most tilts keep their mass to 8 % beyond the noise; `rest [tilt, y]` is the change."""
+def _change(rest, profile, known, noise, window) -> float:
+    """The change `rest [tilt, y]` of the masses beyond the noise, relative to the masses, in a typical tilt."""
     expected = (ROW_NOISE * noise) ** 2 * window.sum(1)
-    excess = (known * (rest**2 - expected)).sum(1) / np.maximum((known * profile**2).sum(1), 1e-30)
-    return bool(np.median(excess) < CONSERVED**2)
+    some = known.any(1)
+    excess = (known * (rest**2 - expected))[some].sum(1) / np.maximum((known * profile**2)[some].sum(1), 1e-30)
+    return float(np.sqrt(max(np.median(excess), 0))) if some.any() else np.inf
 
 
 def _sinusoids(values, weight, basis):
@@ -190,7 +193,7 @@ def _centres(centre, profile, weight, tilt):
         influence = trust * free(towards_axis[:n, None] + towards_axis[n] * lever) * left
         amplitude, _ = _sinusoids(centre - across[:, None] - axis * lever, trust, basis)
         trust = weight / np.maximum(1, misfit / (2 * 1.4826 * np.median(misfit[weight > 0]) + 1e-30))
-    share = weight.sum(0) * (profile > 0)
+    share = profile * (profile > 0) * (weight.sum(0) > 0)
     whole = share @ amplitude / max(share.sum(), 1e-30)
     moments = np.where(share > 0, profile * (basis @ (amplitude - whole).T), 0)
     error = np.sqrt((trust * left**2).sum() / trust.sum() / np.median(np.maximum((trust > 0).sum(1), 1)))
