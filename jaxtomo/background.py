@@ -36,6 +36,7 @@ def vacuum(images: np.ndarray, measured: np.ndarray | None = None) -> Vacuum:
     """
     found = [_darkest(image, None if measured is None else measured[i]) for i, image in enumerate(images)]
     level, noise, share, seen = (np.array(column) for column in zip(*found, strict=True))
+    seen &= seen.mean() > 0.2  # in a few images it is chance
     index = np.arange(len(level))
     shared = np.interp(index, index[seen], level[seen]) if seen.any() else level.min()
     return Vacuum(np.where(seen, level, shared), noise, share, seen)
