@@ -54,9 +54,10 @@ def fsc(a, b, voxel_nm: float | None = None, mask=None) -> tuple[np.ndarray, np.
         FSC(k) = Re Σ A B* / sqrt(Σ|A|² Σ|B|²), the sums over the shell of spatial frequency k
 
     Shells are 1/n wide (n the shortest side of 16 or more, so that every side fills every shell), from 0 to the Nyquist
-    frequency; a shell without any signal in one of the two counts as 0. Frequencies are in 1/nm if `voxel_nm` is given,
-    else cycles per voxel. Both volumes are multiplied by `mask` (an array of their shape, see `soft_mask`); a hard-edged
-    mask raises the curve by itself. Halves that shared a mask, a missing wedge or an alignment agree in that too. [Harauz & van Heel 1986]
+    frequency; a shell without any signal in one of the two counts as 0. Frequencies are in 1/nm if `voxel_nm` is
+    given, else cycles per voxel. Both volumes are multiplied by `mask` (an array of their shape, see `soft_mask`); a
+    hard-edged mask raises the curve by itself. Halves that shared a mask, a missing wedge or an alignment agree in that
+    too. [Harauz & van Heel 1986]
     """
     a, b = _pair(a, b)
     if mask is not None:
