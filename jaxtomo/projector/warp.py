@@ -115,10 +115,27 @@ def _unwarp_one(image, *pose):
 
 
 def _plane_gradient(images, cotangent, pose):
-    """∂⟨cotangent, warp(images)⟩ by rotation, magnification and shift."""
-    grid, pull_grid = jax.vjp(lambda *pose: jax.vmap(lambda *pose: _grid(images.shape[1:], pose))(*pose), *pose)
-    _, pull_sample = jax.vjp(lambda u, v: jax.vmap(_sample)(images, u, v), *grid)
-    return pull_grid(pull_sample(cotangent))
+    """∂⟨cotangent, warp(images)⟩ by rotation, magnification and shift.
+
+    With g = cotangent · (∂p/∂u, ∂p/∂v) at (u, v) = R(-φ) (a, b), (a, b) = (q - shift) / m, all four derivatives are
+    combinations of the first moments of g over the detector, six products of a matrix and a vector.
+    """
+    (rotation, magnification, shift), (tilts, nu, nv) = pose, images.shape
+    grid = jax.vmap(lambda *pose: _grid((nu, nv), pose))(*pose)
+    _, pull = jax.vjp(lambda u, v: jax.vmap(_sample)(images, u, v), *grid)
+    q = jnp.stack(jnp.meshgrid(jnp.arange(nu) - (nu - 1) / 2, jnp.arange(nv) - (nv - 1) / 2, indexing="ij"), -1)
+    basis = jnp.concatenate([q, jnp.ones((nu, nv, 1))], -1).reshape(-1, 3).astype(images.dtype)
+
+    def moments(g):
+        """Σ g a, Σ g b and Σ g / m, each `[tilt]`."""
+        first, second, total = jnp.matmul(g.reshape(tilts, -1), basis, precision="highest").T / magnification
+        return first - shift[:, 0] * total, second - shift[:, 1] * total, total
+
+    (ua, ub, u), (va, vb, v) = (moments(g) for g in pull(cotangent))
+    c, s = jnp.cos(rotation), jnp.sin(rotation)
+    turned = ub * c - ua * s - va * c - vb * s
+    grown = -(ua * c + ub * s + vb * c - va * s) / magnification
+    return turned, grown, jnp.stack([v * s - u * c, -u * s - v * c], 1)
 
 
 @jax.custom_vjp
