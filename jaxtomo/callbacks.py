@@ -18,22 +18,25 @@ def progress(every: float = 5.0) -> Callable:
     """A progress bar with misfit and remaining time on a terminal; elsewhere one plain line every few seconds."""
     bar: Any = None
     last = time.monotonic()
+    first: tuple[int, float] | None = None  # step and seconds once compiled: the rate counts from there
 
     def show(now) -> None:
-        nonlocal bar, last
+        nonlocal bar, last, first
+        if first is None:
+            first = now.step, now.seconds
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             if bar is None:
-                bar = tqdm(total=now.steps, file=sys.stderr, leave=False, unit="step", initial=0)
+                bar = tqdm(total=now.steps, file=sys.stderr, leave=False, unit="step", initial=now.step)
             bar.set_postfix(misfit=f"{now.history['misfit'][-1]:.4g}" if now.step else "")
             bar.update(now.step - bar.n)
             if now.message:
                 bar.close()
-        elif time.monotonic() - last > every:
+        elif time.monotonic() - last > every and now.step > first[0]:
             last = time.monotonic()
-            left = now.seconds / max(now.step, 1) * (now.steps - now.step)
-            misfit = now.history["misfit"][-1] if now.step else np.nan
+            left = (now.seconds - first[1]) / (now.step - first[0]) * (now.steps - now.step)
+            misfit = now.history["misfit"][-1]
             print(f"step {now.step}/{now.steps}  misfit {misfit:.4g}  {left:.0f} s left", file=sys.stderr, flush=True)
 
     return show

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import jaxtomo as jt
-from jaxtomo import cli, run_folder
+from jaxtomo import cli, methods, run_folder
 from jaxtomo.commands import device, running, solving
 
+WEIGHT = ("--weight", "0.3")  # to choose one takes time, and has a test of its own
 METHODS = {"wbp": 1, "sirt": 4, "sart": 2, "cgls": 3, "tv": 4, "tvq": 4, "gaussian": 3}
 
 
@@ -136,6 +137,7 @@ def test_inspect_tells_what_is_missing(command, document, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_fills_the_folder(method, document, simulated):
     argv = ["reconstruct", simulated, "--method", method, "--steps", METHODS[method], "--out", "run"]
+    argv += WEIGHT if method in methods.WEIGHTED else ()
     code, facts = document(*argv, *([] if method in ("sirt", "tv") else ["--no-assess"]))
     assert code == 0
     folder = Path("run")
@@ -152,12 +154,12 @@ def test_every_method_fills_the_folder(method, document, simulated):
 
 
 def test_a_person_sees_a_short_table(command, simulated):
-    code, out, err = command("reconstruct", simulated, "--steps", "3")
+    code, out, err = command("reconstruct", simulated, "--steps", "3", *WEIGHT)
     assert code == 0 and len(out.splitlines()) < 14
     for word in ("tv, 3 steps", "misfit", "prediction", "resolution", "core-tv/report.html", "1 nm"):
         assert word in out
     assert "aligning 17 images" in err and "\033" not in out + err
-    assert command("reconstruct", simulated, "--steps", "3", "--out", "other", "--quiet")[2] == ""
+    assert command("reconstruct", simulated, "--steps", "3", *WEIGHT, "--out", "other", "--quiet")[2] == ""
 
 
 def test_defaults_reconstruct_the_specimen(document, simulated):
@@ -228,7 +230,7 @@ def interrupt_after(monkeypatch, step):
 
 @pytest.mark.parametrize("method", ["sirt", "tv"])
 def test_resume_equals_the_uninterrupted_run(method, command, simulated, monkeypatch):
-    argv = ("reconstruct", simulated, "--method", method, "--no-assess")
+    argv = ("reconstruct", simulated, "--method", method, "--no-assess", *(WEIGHT if method == "tv" else ()))
     assert command(*argv, "--steps", "12", "--out", "whole")[0] == 0
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
@@ -263,15 +265,22 @@ def test_resume_notices_another_input(command, simulated, tmp_path, monkeypatch)
     jt.write("mine.mrc", series)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
-        assert command("reconstruct", "mine.mrc", "--steps", "9", "--out", "run")[0] == 130
+        assert command("reconstruct", "mine.mrc", "--steps", "9", *WEIGHT, "--out", "run")[0] == 130
     jt.write("mine.mrc", series.replace(images=series.images + 1))
-    code, _, err = command("reconstruct", "mine.mrc", "--steps", "9", "--out", "run", "--resume")
+    code, _, err = command("reconstruct", "mine.mrc", "--steps", "9", *WEIGHT, "--out", "run", "--resume")
     assert code == 3 and "not the file" in err
 
 
-def test_weight_is_chosen_by_left_out_tilts(document, simulated):
-    code, facts = document("reconstruct", simulated, "--weight", "auto", "--steps", "10", "--no-assess")
-    assert code == 0 and facts["weight_chosen"] and facts["weight"] > 0
+def test_weight_is_chosen_by_left_out_tilts(document, simulated, monkeypatch):
+    """Which is the default. A run that goes on keeps the weight it was begun with."""
+    argv = ("reconstruct", simulated, "--steps", "9", "--no-assess", "--out", "run")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert document(*argv, loud=True)[0] == 130
+    chosen = json.loads(Path("run/run.json").read_text())["weight"]
+    monkeypatch.setattr(running, "choose_weight", None)
+    code, facts = document(*argv, "--resume")
+    assert code == 0 and facts["weight_chosen"] and facts["weight"] == chosen and chosen in methods.WEIGHTS["tv"]
 
 
 def test_slabs_give_the_same_volume(document, simulated, monkeypatch, tmp_path):

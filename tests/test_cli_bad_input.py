@@ -194,8 +194,9 @@ def test_too_large_for_the_memory(refused, series, monkeypatch):
     monkeypatch.setattr(device, "memory", lambda: Memory(900_000))
     message = refused("reconstruct", series, "--out", "run", code=4)
     assert "--bin 2" in message and "s.mrc" in message and "kB" in message
+    monkeypatch.setattr(device, "memory", lambda: Memory(2_000_000))
     assert "--slabs" in refused("reconstruct", series, "--method", "sirt", "--thickness", "200", "--out", "run", code=4)
-    assert "--bin" in refused("reconstruct", series, "--dry-run", code=4)
+    assert "--bin" in refused("reconstruct", series, "--thickness", "200", "--dry-run", code=4)
     argv = [
         "reconstruct",
         str(series),
@@ -219,7 +220,7 @@ def test_a_device_out_of_memory_is_no_bug(refused, series, monkeypatch):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")
 
     monkeypatch.setattr(solving, "reconstruct", exhausted)
-    assert "--bin 2" in refused("reconstruct", series, "--no-align", "--out", "run", code=4)
+    assert "--bin 2" in refused("reconstruct", series, "--no-align", "--weight", "1", "--out", "run", code=4)
 
 
 def test_a_run_folder_that_is_damaged(refused, series):

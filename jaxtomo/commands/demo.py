@@ -39,8 +39,8 @@ def run(settings: Demo, console: Console) -> Outcome:
         file=str(samples.path("needle.mrc")),
         reading=Reading(tilt_axis="x"),
         preparing=Preparing(),
-        # What --weight auto chooses for this needle, which fits into 80 voxels; 60 steps settle what can be seen.
-        solving=Solving(weight=0.03, thickness=80, steps=60),
+        # What --weight auto chooses for this needle, which is 42 voxels across; 60 steps settle what can be seen.
+        solving=Solving(weight=0.03, thickness=64, steps=60),
         running=Running(out=settings.out),
         showing=settings.showing,
     )

@@ -57,7 +57,7 @@ class Solving:
     method: Annotated[Literal["wbp", "sirt", "sart", "cgls", "tv", "tvq", "gaussian"], arg(metavar="NAME")] = "tv"
     """tv: total variation, a good start for most specimens. tvq: sparse gradients, for particles with sharp edges.
     gaussian: textured volumes such as tissue. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
-    weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=BY_METHOD)] = None
+    weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=NONE)] = None
     """How strongly tv, tvq and gaussian prefer a smooth volume: larger is smoother. auto, the default from six tilts,
     tries some, and takes the one that predicts left-out tilts best."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint=BY_METHOD)] = None

@@ -163,19 +163,25 @@ def judged(task: Task, solver: Solver, result: Reconstruction) -> dict[str, Any]
     """The numbers that need no truth, from all tilts; of a volume in slabs on its middle rows only."""
     series, pose = task.series, task.pose
     if task.settings.running.slabs > 1:
-        middle = max(0, (series.images.shape[-2] - SLAB) // 2)
-        series, pose = rows_of(series, pose, slice(middle, middle + SLAB))
+        series, pose = rows_of(series, pose, middle_rows(series))
     problem = task.problem(series, pose, None)
     return cross_check(problem, solver, int(result.settings["steps"]), key=task.key)
+
+
+def middle_rows(series: TiltSeries) -> slice:
+    """What the quality of a volume in slabs is judged on."""
+    height = series.images.shape[-2]
+    start = max(0, (height - SLAB) // 2)
+    return slice(start, min(height, start + SLAB))
 
 
 def held_out_error(task: Task, result: Reconstruction, held: np.ndarray) -> dict[str, Any]:
     """How well the volume predicts the tilts it was not made from; see `validate.prediction_error`."""
     series, pose, volume = task.series, task.pose, result.volume
     if task.settings.running.slabs > 1:
-        middle = max(0, (series.images.shape[-2] - SLAB) // 2)
-        series, pose = rows_of(series, pose, slice(middle, middle + SLAB))
-        volume = volume[:, middle : middle + SLAB]
+        rows = middle_rows(series)
+        volume = volume[:, rows]
+        series, pose = rows_of(series, pose, rows)
     problem = task.problem(series, pose, 1 - (np.ones(len(series.tilt_deg)) if task.weights is None else task.weights))
     errors = np.asarray(prediction_error(problem, np.ascontiguousarray(np.asarray(volume).swapaxes(1, 2))))[held]
     return {

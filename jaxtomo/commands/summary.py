@@ -57,7 +57,7 @@ def run_text(facts: dict[str, Any]) -> str:
         ("method", f"{facts['method']}, {facts['steps']} steps" + _weight(facts)),
         ("stopped", facts["message"]),
         ("misfit", _percent(metrics.get("misfit"), "of the measured signal")),
-        ("prediction", _percent(metrics.get("prediction_error"), "error on tilts left out, even/odd")),
+        ("prediction", _percent(metrics.get("prediction_error"), "error, even tilts from odd and odd from even")),
         ("held out", None if held is None else _percent(held, f"error on {len(metrics['held_out_tilts_deg'])} tilts")),
         ("resolution", _resolution(metrics)),
         ("time", _time(facts["seconds"])),
@@ -99,7 +99,8 @@ def _resolution(metrics: dict[str, Any]) -> str | None:
     if voxels != voxels or voxels == float("inf"):
         return "even and odd tilts do not agree at any"
     text = f"{voxels:.3g} voxels" if nm is None or nm != nm else f"{nm:.3g} nm ({voxels:.2g} voxels)"
-    return f"{text}, even/odd tilts at FSC 0.143"
+    finest = ", the finest these voxels can show" if voxels < 2.01 else ""
+    return f"{text}{finest}; even/odd tilts at FSC 0.143"
 
 
 def _time(seconds: dict[str, float]) -> str:
