@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import callbacks, io, metrics, phantoms, priors, projector, samples, simulate, solvers, validate
-    from .align import align
+    from .alignment import align
     from .data import Pose, Problem, Reconstruction
     from .errors import DoesNotFitError, InputError
     from .io import read, read_volume, write
@@ -69,7 +69,7 @@ _HOME = {
     "Reconstruction": "data",
     "Solver": "solve",
     "TiltSeries": "series",
-    "align": "align",
+    "align": "alignment",
     "back_project": "projector",
     "cgls": "solvers",
     "fit": "solvers",

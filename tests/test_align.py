@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxtomo as jt
-from jaxtomo.align import align, apply, coarse
+from jaxtomo.alignment import align, apply, coarse
 from jaxtomo.background import unmeasured, vacuum
 from jaxtomo.correlate import bandpass, binned, centred, displacement, straightened
 from jaxtomo.data import Pose

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from ..align import apply, coarse
+from ..alignment import apply, coarse
 from ..console import Console
 from ..data import Pose
 from ..errors import InputError
