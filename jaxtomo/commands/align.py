@@ -46,7 +46,7 @@ def run(settings: Align, console: Console) -> Outcome:
     out = Path(settings.out or f"{Path(source).stem or 'series'}_aligned.mrc")
     refuse_taken([out, *([Path(settings.xf)] if settings.xf else [])], settings.overwrite)
     device.start()
-    from ..align import apply, coarse
+    from ..alignment import apply, coarse
     from ..io import write
     from ..prepare import read_binned, shifted
 
@@ -97,4 +97,5 @@ def _transforms(alignment, series, settings: Align) -> np.ndarray:
 
 def _span(values: np.ndarray) -> str:
     low, high = float(np.min(values)), float(np.max(values))
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    low, high = (f"{value:.2f}" if abs(value) >= 100 else f"{value:.3g}" for value in (low, high))
+    return low if low == high else f"{low} to {high}"
