@@ -29,6 +29,8 @@ SMALLEST, AXIS_TILTS, AXIS_SPAN_DEG = 16, 5, 20.0
 AXIS_RANGE_DEG = 15.0
 # Patches are followed too where the masses leave the axis more uncertain than this, rad.
 PRECISE = np.deg2rad(0.3)
+# Below this correlation of neighbours, their displacements alone are not to be trusted.
+WEAK = 0.6
 # A turned axis is corrected if it moves the ends of the image by more than this, pixels.
 AXIS_TOLERANCE_PX = 0.5
 
@@ -102,7 +104,8 @@ def coarse(series: TiltSeries, *, tilt_axis_deg: float | None = None, background
     2. Shifts from the cross-correlation of every tilt with its next three, compressed by the ratio of their cosines or
        not, whichever agrees better; one robust solution over all pairs, so that one bad image harms no other.
     3. For a specimen inside the field, v from the mass of each row, u and the axis from the rows' centres of mass
-       (`jaxtomo.mass`); for a larger one the axis from how patches move between tilts.
+       (`jaxtomo.mass`), starting from whichever of step 2 and the images' own centres of mass leads to the most
+       constant masses; for a larger specimen the axis from how patches move between tilts.
     4. The cross-correlation of the straightened images once more, balanced against step 3 by their errors.
     """
     images = _checked(series)
@@ -130,7 +133,7 @@ def coarse(series: TiltSeries, *, tilt_axis_deg: float | None = None, background
         shift[:, 0] -= basis @ np.linalg.lstsq(basis, shift[:, 0], rcond=1e-6)[0]
     shift[:, 1] -= shift[:, 1].mean()
 
-    suspect = _suspect(confidence, residual)
+    suspect = _suspect(confidence, residual / fine.factor)
     axis_deg = float(np.rad2deg(axis))
     turn = bool(np.abs(np.sin(axis)) * max(images.shape[1:]) / 2 > AXIS_TOLERANCE_PX)
     if not turn:
@@ -149,8 +152,9 @@ def coarse(series: TiltSeries, *, tilt_axis_deg: float | None = None, background
 def apply(series: TiltSeries, alignment: Alignment) -> tuple[TiltSeries, Pose]:
     """The series and the pose that `alignment` describes: background subtracted (never clipped), axis along y.
 
-    If the axis has to be turned, images are rotated about their centre by cubic splines, and `mask` is False where
-    nothing was imaged. `alignment` may come from another series of the same exposures, such as a spectral map's sum.
+    If the axis has to be turned, images are rotated about their centre by cubic splines. Where nothing was measured
+    `mask` is False and the images are 0. `alignment` may come from another series of the same exposures, with the
+    background of this one put in by `dataclasses.replace`.
     """
     if alignment.shift.shape[0] != series.tilt_deg.size:
         raise InputError(
@@ -159,28 +163,22 @@ def apply(series: TiltSeries, alignment: Alignment) -> tuple[TiltSeries, Pose]:
         )
     images = series.images - np.asarray(alignment.background, np.float32)[..., None, None]
     mask = alignment.measured
-    if alignment.turn:
-        axis, still = np.deg2rad(alignment.axis_deg), np.zeros((series.tilt_deg.size, 2))
-        if mask is not None:
-            images = np.where(mask, images, np.float32(0))
-        images = straightened(images.reshape(-1, *images.shape[-2:]), axis, _repeated(still, images), order=3).reshape(
-            images.shape
-        )
-        whole = np.ones(images.shape[-3:], np.float32) if mask is None else mask.astype(np.float32)
-        mask = straightened(whole, axis, still) > 0.999
+    if mask is not None:
         images = np.where(mask, images, np.float32(0))
-    changed = series.replace(
-        images=images,
-        mask=mask,
-        tilt_axis_deg=0.0,
-        provenance={**series.provenance, **alignment.notes},
-    )
+    if alignment.turn:
+        whole = np.ones(images.shape[-3:], np.float32) if mask is None else mask.astype(np.float32)
+        mask = _turned(whole, alignment.axis_deg, order=1) > 0.999
+        images = np.where(mask, _turned(images, alignment.axis_deg, order=3), np.float32(0))
+    provenance = {**series.provenance, **alignment.notes}
+    changed = series.replace(images=images, mask=mask, tilt_axis_deg=0.0, provenance=provenance)
     pose = Pose.nominal(series.tilt_deg)
     return changed, pose.replace(shift=jnp.asarray(alignment.shift, jnp.float32))
 
 
-def _repeated(shift, images):
-    return np.tile(shift, (images.size // (len(shift) * images.shape[-1] * images.shape[-2]), 1))
+def _turned(images, axis_deg, order):
+    """`images [..., y, x]` rotated about their centre so that an axis `axis_deg` off y comes to lie along y."""
+    flat = images.reshape(-1, *images.shape[-2:])
+    return straightened(flat, np.deg2rad(axis_deg), np.zeros((len(flat), 2)), order).reshape(images.shape)
 
 
 class _Scaled(NamedTuple):
@@ -380,13 +378,14 @@ def _refine(fine: _Scaled, tilt, axis, shift, flat, error):
 
 
 def _suspect(confidence, residual):
-    """Images whose agreement with their neighbours is far below the others', or whose neighbours disagree on where."""
+    """Images whose agreement with their neighbours is far below the others', or whose neighbours disagree on where, by
+    binned pixels."""
 
     def far(values, least):
         middle = np.median(values)
         return values - middle > max(6 * 1.4826 * np.median(np.abs(values - middle)), least)
 
-    return far(-confidence, 0.5 * max(float(np.median(confidence)), 0)) | far(residual, 3.0)
+    return far(-confidence, 0.5 * max(float(np.median(confidence)), 0)) | far(residual, 1.5)
 
 
 def _background_note(series, level, found: Vacuum, given) -> str:
@@ -427,6 +426,8 @@ def _alignment_note(shift, flat, mass: Mass | None, confidence, suspect) -> str:
         note += f", then mass by row and centres of mass over {mass.rows.sum()} of {mass.rows.size} rows"
     else:
         note += "; the specimen is larger than the field, so masses were not used"
+        if np.median(confidence) < WEAK:
+            note += ", and neighbouring tilts agree only weakly: shifts may be off by several pixels"
     u, v = shift.T
     note += f"; shifts u {u.min():.1f} to {u.max():.1f} px, v {v.min():.1f} to {v.max():.1f} px"
     note += f"; correlation with neighbours {np.median(confidence):.3f}"

@@ -68,23 +68,25 @@ def bandpass(images: np.ndarray, weight: np.ndarray, fine: float, coarse: float)
     return smooth(fine) - smooth(coarse)
 
 
-def displacement(reference, reference_weight, moved, moved_weight, reach: tuple[int, int], overlap=0.4) -> Displacement:
+def displacement(
+    reference, reference_weight, moved, moved_weight, reach: tuple[int, int], overlap: float = 0.4, caution: float = 0.0
+) -> Displacement:
     """Where each `moved [n, y, x]` best matches its `reference [n, y, x]`, within `reach` = (v, u) pixels.
 
     At every displacement the correlation coefficient of the overlapping, weighted pixels is computed exactly, from six
     cross-correlations by FFT, so borders and masked pixels do not pull towards zero [Padfield 2012, Masked object
     registration in the Fourier domain]. Displacements that leave less than `overlap` of the largest overlapping weight
-    do not count. The peak is refined by a parabola in each direction.
+    do not count, and one as far as the reach is worth `caution` less. The peak is refined by a parabola each way.
     """
     parts = [
-        _displacement(reference[i], reference_weight[i], moved[i], moved_weight[i], reach, overlap)
+        _displacement(reference[i], reference_weight[i], moved[i], moved_weight[i], reach, overlap, caution)
         for i in (slice(start, start + CHUNK) for start in range(0, len(reference), CHUNK))
     ]
     shifts, scores = zip(*parts, strict=True)
     return Displacement(np.concatenate(shifts), np.concatenate(scores))
 
 
-def _displacement(f, f_weight, g, g_weight, reach, overlap):
+def _displacement(f, f_weight, g, g_weight, reach, overlap, caution):
     from scipy import fft
 
     (ry, rx), (ny, nx) = reach, f.shape[1:]
@@ -110,14 +112,16 @@ def _displacement(f, f_weight, g, g_weight, reach, overlap):
     scale = np.sqrt(np.maximum(f_power, 0) * np.maximum(g_power, 0))
     floor = 1e-4 * scale.max((1, 2), keepdims=True) + 1e-30
     enough = (shared > overlap * shared.max((1, 2), keepdims=True)) & (scale > floor)
-    return _peak(np.where(enough, (correlated(f1, g1) - f_sum * g_sum / shared) / np.maximum(scale, floor), -1))
+    score = np.where(enough, (correlated(f1, g1) - f_sum * g_sum / shared) / np.maximum(scale, floor), -1)
+    return _peak(score, caution)
 
 
-def _peak(score):
+def _peak(score, caution):
     """(u, v) of the maximum of `score [n, 2 ry + 1, 2 rx + 1]` from its middle, and its height."""
     n, ny, nx = score.shape
     each = np.arange(n)
-    y, x = np.unravel_index(score.reshape(n, -1).argmax(1), (ny, nx))
+    far = (2 * centred(ny)[:, None] / ny) ** 2 + (2 * centred(nx) / nx) ** 2
+    y, x = np.unravel_index((score - caution * far).reshape(n, -1).argmax(1), (ny, nx))
 
     def vertex(below, here, above):
         bend = below - 2 * here + above

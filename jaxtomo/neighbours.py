@@ -15,6 +15,10 @@ SPANS_DEG = (8.0, 16.0)
 PATCH, STEP, PATCH_REACH = 24, 12, 4
 # By how much the scatter of the patches understates the error of the axis, found on simulated series.
 AXIS_CAUTION = 1.5
+# Fewer places than these do not tell the axis from chance.
+PLACES = 12
+# A displacement as far as it is sought must be this much better correlated than none.
+CAUTION = 0.1
 # A displacement between two images is never trusted better than this, pixels of the images compared.
 PAIR_FLOOR = 0.1
 
@@ -42,7 +46,11 @@ def compare(frames, weight, tilt, reach: tuple[int, int], flat: bool) -> Pairs:
     parts = []
     for i in range(0, len(low), 128):
         a, b, c = low[i : i + 128], high[i : i + 128], stretch[i : i + 128]
-        parts.append(displacement(compressed(frames[a], c), compressed(weight[a], c), frames[b], weight[b], reach))
+        parts.append(
+            displacement(
+                compressed(frames[a], c), compressed(weight[a], c), frames[b], weight[b], reach, caution=CAUTION
+            )
+        )
     shift, score = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Pairs(low, high, stretch, shift, score)
 
@@ -179,7 +187,7 @@ def _slope(pair, place, across, along, weight):
 
     What one image does to all its patches, and one feature to a patch in all images, is not averaged out: the error is
     that of the sums by pair or by place."""
-    if pair.size < 20:
+    if np.unique(place).size < PLACES:
         return 0.0, np.inf
     trust = weight
     for _ in range(10):

@@ -137,6 +137,17 @@ def test_large_shifts():
     assert max(disagreement(coarse(series).shift, truth, SEVENTY)) < 0.2
 
 
+def test_images_larger_than_are_correlated():
+    place, radius, density = balls("few", 2)
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 15, (len(SIXTY), 2))
+    large = images((5 * place, 5 * radius, density), SIXTY, truth, size=5 * SIZE)
+    large += 0.1 * large.max() * rng.normal(size=large.shape)
+    alignment = coarse(TiltSeries(large.astype(np.float32), SIXTY))
+    assert max(disagreement(alignment.shift, truth, SIXTY)) < 0.3
+    assert not alignment.suspect.any()
+
+
 def test_a_bad_image_is_named_and_harms_no_other():
     series, truth = recorded("particles", SEVENTY, seed=2)
     rng = np.random.default_rng(0)
