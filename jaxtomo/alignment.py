@@ -115,8 +115,9 @@ def coarse(series: TiltSeries, *, tilt_axis_deg: float | None = None, background
     start = np.deg2rad(series.tilt_axis_deg if tilt_axis_deg is None else tilt_axis_deg)
     search = tilt_axis_deg is None and len(tilt) >= AXIS_TILTS and np.ptp(series.tilt_deg) >= AXIS_SPAN_DEG
     clean = images - (level if level.ndim == 1 else level.sum(0))[:, None, None]
+    bright = float(np.std(clean if measured is None else clean[measured]))
 
-    rough, fine = _scaled(clean, measured, found.noise, ROUGH), _scaled(clean, measured, found.noise, FINE)
+    rough, fine = (_scaled(clean / bright, measured, found.noise / bright, longest) for longest in (ROUGH, FINE))
     chained = {flat: _from_scratch(rough, tilt, start, flat) for flat in (True, False)}
     flat = chained[True][1] >= chained[False][1]
     guess = _most_conserved(rough, tilt, start, [chained[flat][0], chained[not flat][0], _centroids(rough)])
@@ -226,12 +227,18 @@ def _named(which) -> str:
 
 
 def _measured(series, images):
+    """`[tilt, y, x]` bool, or None if everything was measured; InputError for images without a measured contrast."""
     filled = unmeasured(images)
     if series.mask is None and filled is None:
         return None
-    return (True if series.mask is None else np.asarray(series.mask, bool)) & (
-        np.ones(images.shape, bool) if filled is None else ~filled
-    )
+    measured = np.ones(images.shape, bool) if filled is None else ~filled
+    if series.mask is not None:
+        measured &= series.mask
+    low, high = np.where(measured, images, np.inf).min((1, 2)), np.where(measured, images, -np.inf).max((1, 2))
+    blank = np.flatnonzero(high <= low)
+    if blank.size:
+        raise InputError(f"{series.source}: nothing was measured in {_named(blank)}. Drop it with --skip {blank[0]}.")
+    return measured
 
 
 def _background(series, images, measured, given) -> tuple[np.ndarray, Vacuum]:

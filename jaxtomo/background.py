@@ -88,7 +88,7 @@ def unmeasured(images: np.ndarray) -> np.ndarray | None:
             y, x = np.indices(same.shape, sparse=True)
             runs = (x < lengths[0][:, None]) | (x >= same.shape[1] - lengths[1][:, None])
             runs |= (y < lengths[2]) | (y >= same.shape[0] - lengths[3])
-            if runs.sum() < max(image.shape) or runs.all() or same[~runs].sum() > 0.01 * same.size:
+            if not max(image.shape) <= runs.sum() <= 0.9 * runs.size or same[~runs].sum() > 0.01 * same.size:
                 continue
             lines = runs.all(0) | runs.all(1)[:, None]
             level, noise, *_ = _darkest(image, ~runs)

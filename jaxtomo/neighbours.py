@@ -135,7 +135,7 @@ def axis_from_patches(frames, weight, tilt) -> tuple[float, float]:
     """
     order = np.argsort(tilt, kind="stable")
     first, second = _spans(tilt[order])
-    if not first.size:
+    if not first.size or min(frames.shape[1:]) < PATCH:
         return 0.0, np.inf
     low, high, stretch = _by_tilt(order[first], order[second], tilt, flat=True)
     window = taper(PATCH, 0.25)[:, None] * taper(PATCH, 0.25)

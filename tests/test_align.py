@@ -264,6 +264,7 @@ def test_what_cannot_be_aligned_names_the_cure():
         (series.replace(images=series.images[:, :8]), "cut slabs from the result"),
         (broken(7.0, 4), "--skip 4"),
         (broken(np.nan, (2, 5, 5)), "--fill-nan"),
+        (series.replace(mask=np.arange(len(SIXTY))[:, None, None] != np.zeros((1, SIZE, SIZE))), "--skip 0"),
     ):
         with pytest.raises(jt.InputError, match=words):
             coarse(bad)
@@ -278,6 +279,28 @@ def test_a_given_background_is_used():
     aligned, _ = align(series, background=-300.0)
     np.testing.assert_allclose(aligned.images, series.images + 300, rtol=1e-5)
     assert "given" in aligned.provenance["background"]
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_the_unit_of_intensity_does_not_matter(scale):
+    series, _ = recorded("few", SIXTY)
+    scaled = series.replace(images=(series.images * scale).astype(np.float32))
+    np.testing.assert_allclose(coarse(scaled).shift, coarse(series).shift, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 200), (120, 30)])
+@pytest.mark.parametrize("what", ["noise", "a hot pixel", "a ramp", "counts"])
+def test_images_of_nothing_do_no_harm(shape, what):
+    rng = np.random.default_rng(0)
+    nothing = {
+        "noise": rng.normal(size=(13, *shape)),
+        "a hot pixel": np.zeros((13, *shape)),
+        "a ramp": np.broadcast_to(np.linspace(0, 1, shape[1]), (13, *shape)).copy(),
+        "counts": rng.poisson(0.05, (13, *shape)).astype(float),
+    }[what]
+    nothing[:, shape[0] // 2, shape[1] // 2] += 1
+    aligned, pose = align(TiltSeries(nothing.astype(np.float32), SIXTY))
+    assert np.isfinite(aligned.images).all() and np.isfinite(np.asarray(pose.shift)).all()
 
 
 # The vacuum and what was never measured
