@@ -196,6 +196,18 @@ def test_every_way_of_no_shift_agrees():
     )
 
 
+@pytest.mark.parametrize("detector", [(4, 8), (10, 8), (4, 14)])
+def test_matter_beyond_the_detector_is_moved_into_it(detector):
+    """A rotation of zero changes nothing, however far images are shifted and however small the detector is."""
+    volume, pose = random((8, 4, 12), 1), make_pose(["tilt"])
+    shift = jnp.tile(jnp.asarray([4.0, 3.0]), (7, 1))
+    still = project(volume, pose.replace(shift=shift), detector)
+    turned = project(volume, pose.replace(shift=shift, rotation=jnp.zeros(7)), detector)
+    np.testing.assert_allclose(turned, still, atol=1e-4)
+    if detector[0] == 10:
+        assert float(jnp.abs(still[:, -1]).max()) > 0
+
+
 def test_no_recompilation_for_new_poses_and_volumes():
     traces = []
 

@@ -8,6 +8,7 @@ the door instead of in every call.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,8 @@ def project(volume, pose: Pose, detector: tuple[int, int] | None = None, footpri
     if volume.ndim == 4:
         return jax.vmap(lambda v: project(v, pose, detector, footprint))(volume)
     height, width = detector or volume.shape[1:]
+    # Rows are added to the volume and cut off the images, so that a shift moves nothing past an edge that is not one.
+    volume = _centre_rows(volume, max(height, volume.shape[1]))
     images = forward(jnp.swapaxes(volume, 1, 2), pose, width, footprint)
     return _centre_rows(jnp.swapaxes(images, 1, 2), height)
 
@@ -64,12 +67,12 @@ def back_project(images, pose: Pose, shape: tuple[int, int, int], footprint=trap
     if images.ndim == 4:
         return jax.vmap(lambda p: back_project(p, pose, shape, footprint))(images)
     nz, ny, nx = shape
-    images = jnp.swapaxes(_centre_rows(images, ny), 1, 2)
-    return jnp.swapaxes(adjoint(images, pose, (nz, nx), footprint), 1, 2)
+    images = jnp.swapaxes(_centre_rows(images, max(ny, images.shape[1])), 1, 2)
+    return _centre_rows(jnp.swapaxes(adjoint(images, pose, (nz, nx), footprint), 1, 2), ny)
 
 
 def _centre_rows(images, height):
-    """`images [tilt, y, x]` with rows cut or zeros added on both sides, the centre kept."""
+    """`[tilt, y, x]` (or `[z, y, x]`) with rows cut or zeros added on both sides, the centre kept."""
     lacking = height - images.shape[1]
     if lacking % 2:
         raise InputError(
@@ -84,19 +87,21 @@ def _centre_rows(images, height):
 def forward(volume, pose: Pose, width: int, footprint=trapezoid) -> jax.Array:
     """`project` in the axes of the kernels: `[tilt, x, y]` from `volume [z, x, y]`, on `width` detector columns.
 
-    Without rotation and magnification, a shift across the axis moves the rays themselves and one along it slides the
-    image, so nothing is interpolated twice.
+    A rotated or magnified image is warped from one wide enough for all of the volume. Without rotation and
+    magnification, a shift across the axis moves the rays themselves and one along it slides the image, so nothing is
+    interpolated twice.
     """
     volume = jnp.asarray(volume)
     tilts = pose.tilt.shape[0]
     planar = pose.rotation is not None or pose.magnification is not None
     across = jnp.zeros(tilts, pose.tilt.dtype) if planar or pose.shift is None else pose.shift[:, 0]
+    seen = _extent(volume.shape[:2], width) if planar else width
     if pose.second_tilt is None:
-        images = xla.forward(volume, pose.tilt, across, width, footprint)
+        images = xla.forward(volume, pose.tilt, across, seen, footprint)
     else:
-        images = general.forward(volume, pose.tilt, pose.second_tilt, across, width)
+        images = general.forward(volume, pose.tilt, pose.second_tilt, across, seen)
     if planar:
-        images = warp.warp(images, *_planar(pose))
+        images = warp.warp(images, *_planar(pose), (width, volume.shape[2]))
     elif pose.shift is not None:
         images = warp.slide(images, pose.shift[:, 1])
     return jnp.asarray(images)
@@ -110,14 +115,22 @@ def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid) -> 
         raise InputError(f"{tilts} images but {pose.tilt.shape[0]} poses. Give one pose an image.")
     across = jnp.zeros(tilts, pose.tilt.dtype)
     if pose.rotation is not None or pose.magnification is not None:
-        images = warp.unwarp(images, *_planar(pose))
+        images = warp.unwarp(images, *_planar(pose), (_extent(shape, width), ny))
     elif pose.shift is not None:
         images, across = warp.slide(images, -pose.shift[:, 1]), pose.shift[:, 0]
     if pose.second_tilt is None:
         return xla.adjoint(images, pose.tilt, across, shape, footprint)
     like = jax.ShapeDtypeStruct((*shape, ny), images.dtype)
-    ray_sums = functools.partial(general.forward, tilt=pose.tilt, second=pose.second_tilt, shift=across, width=width)
+    ray_sums = functools.partial(
+        general.forward, tilt=pose.tilt, second=pose.second_tilt, shift=across, width=images.shape[1]
+    )
     return jax.linear_transpose(ray_sums, like)(images)[0]
+
+
+def _extent(shape: tuple[int, int], width: int) -> int:
+    """Detector columns that hold (nz, nx) voxels at any tilt; odd if `width` is, so that their centres agree."""
+    columns = math.ceil(math.hypot(*shape)) + 2
+    return columns + (columns - width) % 2
 
 
 def _planar(pose: Pose):

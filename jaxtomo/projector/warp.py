@@ -5,6 +5,8 @@ Images are `[tilt, u, y]`, N/T times smaller than the volume, so this is the che
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -67,15 +69,15 @@ def _hat(distance):
     return jnp.maximum(1 - jnp.abs(distance), 0)
 
 
-@jax.custom_vjp
-def warp(images, rotation, magnification, shift):
-    """`images [tilt, u, y]` as a detector sees them that is rotated, magnified and shifted.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def warp(images, rotation, magnification, shift, frame: tuple[int, int]):
+    """`images [tilt, u, y]` as a detector of `frame` (u, y) pixels sees them that is rotated, magnified and shifted.
 
     w(q) = p(R(-rotation) (q - shift) / magnification), bilinear, about the detector's centre; zero outside.
     `rotation [tilt]` rad, `magnification [tilt]`, `shift [tilt, 2]` pixels (u, v).
     The adjoint is exact while magnification · (|cos rotation| + |sin rotation|) <= 2.
     """
-    return jax.vmap(_warp_one)(images, rotation, magnification, shift)
+    return jax.vmap(lambda image, *pose: _sample(image, *_grid(frame, pose)))(images, rotation, magnification, shift)
 
 
 def _sample(image, u, v):
@@ -96,16 +98,12 @@ def _grid(shape, pose):
     return _seen_from(jnp.arange(nu)[:, None] - (nu - 1) / 2, jnp.arange(nv)[None] - (nv - 1) / 2, *pose)
 
 
-def _warp_one(image, *pose):
-    return _sample(image, *_grid(image.shape, pose))
-
-
-def _unwarp_one(image, *pose):
-    """The adjoint of `_warp_one` as a gather: every detector pixel whose bilinear square holds this point."""
-    nu, nv = image.shape
-    u, v = jnp.arange(nu)[:, None] - (nu - 1) / 2, jnp.arange(nv)[None] - (nv - 1) / 2
+def _unwarp_one(image, pose, frame):
+    """The adjoint of warping one image, as a gather: every detector pixel whose bilinear square holds a point."""
+    (nu, nv), (wide, high) = image.shape, frame
+    u, v = jnp.arange(wide)[:, None] - (wide - 1) / 2, jnp.arange(high)[None] - (high - 1) / 2
     seen_u, seen_v = _seen_at(u, v, *pose)
-    total = jnp.zeros_like(image)
+    total = jnp.zeros(frame, image.dtype)
     for ku, i, inside_u in _nearby(seen_u + (nu - 1) / 2, nu, (-1, 0, 1, 2)):
         for kv, j, inside_v in _nearby(seen_v + (nv - 1) / 2, nv, (-1, 0, 1, 2)):
             back_u, back_v = _seen_from(ku - (nu - 1) / 2, kv - (nv - 1) / 2, *pose)
@@ -120,7 +118,7 @@ def _plane_gradient(images, cotangent, pose):
     With g = cotangent · (∂p/∂u, ∂p/∂v) at (u, v) = R(-φ) (a, b), (a, b) = (q - shift) / m, all four derivatives are
     combinations of the first moments of g over the detector, six products of a matrix and a vector.
     """
-    (rotation, magnification, shift), (tilts, nu, nv) = pose, images.shape
+    (rotation, magnification, shift), (tilts, nu, nv) = pose, cotangent.shape
     grid = jax.vmap(lambda *pose: _grid((nu, nv), pose))(*pose)
     _, pull = jax.vjp(lambda u, v: jax.vmap(_sample)(images, u, v), *grid)
     q = jnp.stack(jnp.meshgrid(jnp.arange(nu) - (nu - 1) / 2, jnp.arange(nv) - (nv - 1) / 2, indexing="ij"), -1)
@@ -138,17 +136,17 @@ def _plane_gradient(images, cotangent, pose):
     return turned, grown, jnp.stack([v * s - u * c, -u * s - v * c], 1)
 
 
-@jax.custom_vjp
-def unwarp(images, rotation, magnification, shift):
-    """The exact adjoint of `warp`, as a gather."""
-    return jax.vmap(_unwarp_one)(images, rotation, magnification, shift)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def unwarp(images, rotation, magnification, shift, frame: tuple[int, int]):
+    """The exact adjoint of `warp`, as a gather: images of `frame` (u, y) pixels."""
+    return jax.vmap(lambda image, *pose: _unwarp_one(image, pose, frame))(images, rotation, magnification, shift)
 
 
 warp.defvjp(
-    lambda images, *pose: (warp(images, *pose), (images, pose)),
-    lambda saved, g: (unwarp(g, *saved[1]), *_plane_gradient(saved[0], g, saved[1])),
+    lambda images, *rest: (warp(images, *rest), (images, rest[:3])),
+    lambda frame, saved, g: (unwarp(g, *saved[1], saved[0].shape[1:]), *_plane_gradient(saved[0], g, saved[1])),
 )
 unwarp.defvjp(
-    lambda images, *pose: (unwarp(images, *pose), (images, pose)),
-    lambda saved, g: (warp(g, *saved[1]), *_plane_gradient(g, saved[0], saved[1])),
+    lambda images, *rest: (unwarp(images, *rest), (images, rest[:3])),
+    lambda frame, saved, g: (warp(g, *saved[1], saved[0].shape[1:]), *_plane_gradient(g, saved[0], saved[1])),
 )
