@@ -15,6 +15,10 @@ WEIGHTS = {"tv": (0.01, 0.03, 0.1, 0.3, 1.0), "tvq": (0.1, 0.3, 0.7, 2.0), "gaus
 """What `--weight auto` tries."""
 
 
+TRIAL_STEPS = {"tv": 80}
+"""At most so many steps for a trial: weights are told apart long before the duality gap closes."""
+
+
 def tries_weights(method: str, weight: float | str | None, tilts: int) -> bool:
     """Whether the weight is chosen by left-out tilts: if asked for, or if none is given and tilts can be spared."""
     return weight == "auto" or (weight is None and method in WEIGHTED and tilts >= 6)

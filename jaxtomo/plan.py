@@ -32,24 +32,26 @@ class Need(NamedTuple):
 
 
 NEEDS = {
-    "wbp": Need(2.5, 5.5, 2, 2),
+    "wbp": Need(2.5, 5.5, 2, 6),
     "sirt": Need(3.2, 5.6, 2, 6),
-    "sart": Need(4.9, 6.2, 3, 30),
-    "cgls": Need(4.3, 5.3, 2, 10),
-    "tv": Need(18.5, 11, 2.2, 20),
-    "tvq": Need(11, 6.2, 2, 60),
-    "gaussian": Need(6.3, 5.6, 2, 40, padding=16),
+    "sart": Need(4.9, 6.2, 3, 100),
+    "cgls": Need(4.3, 5.3, 2, 6),
+    "tv": Need(18.5, 11, 2.2, 25),
+    "tvq": Need(11, 6.2, 2, 80),
+    "gaussian": Need(6.3, 5.6, 2, 55, padding=16),
 }
 TABLE = 800  # bytes of the projector's weights for each tilt and pixel across the axis; counts in thin slabs
 SLICED = ("wbp", "sirt", "sart", "cgls")
 """Methods that treat every slice across the tilt axis by itself, so that slabs give the same volume."""
 
-HELD = 5  # stacks a run holds beside the solver: as read, aligned, its mask, the problem's, a copy on its way
+PROGRAM = 500_000_000  # bytes of the program itself: libraries, compiled code
+HELD = 6  # stacks a run holds beside the solver: as read, aligned, its mask, the problem's, a copy on its way
 REPORT = Need(4, 9, 1, 0)  # of the report and the writing, after the solver's memory is free
 BINNINGS = (2, 3, 4, 6, 8, 12, 16)
 MARGIN = 2  # rows read beyond each end of a slab, for shifts along the axis that are no whole number of pixels
-PROJECTED = {"cpu": 3e9, "gpu": 4e11, "tpu": 2e11}  # voxels × tilts a second; of a CPU, for each core
+PROJECTED = {"cpu": 5e9, "gpu": 4e11, "tpu": 2e11}  # voxels × tilts a second; of a CPU, for each core
 MOVED = {"cpu": 1.5e9, "gpu": 5e11, "tpu": 3e11}  # voxels read or written a second; of a CPU, for each core
+JUDGED, TRIED = 64, 32  # rows that the quality is judged on, and weights are tried on
 STARTING = 12.0  # seconds for imports, compilation, alignment of a small series and the report
 
 
@@ -66,7 +68,7 @@ class Plan:
         device: "cpu", "gpu" or "tpu".
         cores: of the CPU.
         judged: whether the quality numbers are computed too.
-        trials: weights tried on a slab before the run.
+        trial_steps: steps spent on a slab of `TRIED` rows to choose the weight.
     """
 
     method: str
@@ -79,7 +81,7 @@ class Plan:
     device: str = "cpu"
     cores: int = 1
     judged: bool = True
-    trials: int = 0
+    trial_steps: int = 0
 
     @property
     def slab_rows(self) -> int:
@@ -109,8 +111,8 @@ class Plan:
         held = HELD * self.stack_bytes
         solving = self.solver_bytes if self.device == "cpu" else 4 * self.thickness * self.slab_rows * self.width
         if self.slabs > 1:  # the volume grows in a file, and the report shows it binned
-            return int(held + solving)
-        return int(max(held + solving, REPORT.volumes * self.volume_bytes + REPORT.stacks * self.stack_bytes))
+            return int(PROGRAM + held + solving)
+        return int(PROGRAM + max(held + solving, REPORT.volumes * self.volume_bytes + REPORT.stacks * self.stack_bytes))
 
     @property
     def seconds(self) -> float:
@@ -120,9 +122,9 @@ class Plan:
         step = (
             need.projections * voxels * self.tilts / PROJECTED[self.device] + need.passes * voxels / MOVED[self.device]
         )
-        share = min(1.0, 64 / self.rows)
-        runs = 1 + (2 * share if self.judged else 0) + self.trials * min(1.0, 32 / self.rows)
-        return STARTING + runs * self.steps * step / cores
+        judging = 2 * self.steps * min(1.0, JUDGED / self.rows) if self.judged else 0
+        choosing = self.trial_steps * min(1.0, TRIED / self.rows)
+        return STARTING + (self.steps + judging + choosing) * step / cores
 
     def binned(self, factor: int) -> Plan:
         """The same run with images (and volume) binned by `factor`."""

@@ -13,7 +13,7 @@ import pytest
 import jaxtomo as jt
 from jaxtomo import cli, run_folder
 from jaxtomo.commands import device, running, solving
-from jaxtomo.plan import Memory
+from jaxtomo.plan import PROGRAM, Memory
 
 ANGLES = "-60:60:10"
 
@@ -191,10 +191,10 @@ def test_a_run_that_diverges_leaves_nothing(refused, series, monkeypatch):
 
 
 def test_too_large_for_the_memory(refused, series, monkeypatch):
-    monkeypatch.setattr(device, "memory", lambda: Memory(900_000))
+    monkeypatch.setattr(device, "memory", lambda: Memory(PROGRAM + 900_000))
     message = refused("reconstruct", series, "--out", "run", code=4)
-    assert "--bin 2" in message and "s.mrc" in message and "kB" in message
-    monkeypatch.setattr(device, "memory", lambda: Memory(2_000_000))
+    assert "--bin 2" in message and "s.mrc" in message and "MB" in message
+    monkeypatch.setattr(device, "memory", lambda: Memory(PROGRAM + 2_000_000))
     assert "--slabs" in refused("reconstruct", series, "--method", "sirt", "--thickness", "200", "--out", "run", code=4)
     assert "--bin" in refused("reconstruct", series, "--thickness", "200", "--dry-run", code=4)
     argv = [

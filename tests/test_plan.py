@@ -44,7 +44,7 @@ def test_the_table_agrees_with_the_compiler(method, shape):
 @pytest.mark.parametrize("free", [3e6, 2e7, 2e8])
 def test_the_advice_fits(method, free):
     run = Plan(method, 61, 200, 200, 200, steps=100)
-    memory = Memory(int(free))
+    memory = Memory(plan.PROGRAM + int(free))
     assert not plan.fits(run, memory)
     with pytest.raises(jt.DoesNotFitError) as caught:
         plan.require(run, memory, "needle.mrc")

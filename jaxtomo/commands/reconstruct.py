@@ -220,19 +220,21 @@ def _plan(settings: Reconstruct, facts: dict, usual: int) -> plan.Plan:
     if asked is not None:
         rows = max(1, min(rows, asked.stop) - asked.start)
     tilts = count - len(settings.reading.skip)
+    steps = solving.steps or usual
     trying = methods.tries_weights(solving.method, solving.weight, tilts)
+    trial = min(steps, methods.TRIAL_STEPS.get(solving.method, steps))
     return plan.Plan(
         method=solving.method,
         tilts=tilts,
         rows=rows,
         width=width,
         thickness=solving.thickness or width,
-        steps=solving.steps or usual,
+        steps=steps,
         slabs=settings.running.slabs,
         device=device.backend(),
         cores=device.cores(),
         judged=solving.assess,
-        trials=len(methods.WEIGHTS[solving.method]) if trying else 0,
+        trial_steps=trial * len(methods.WEIGHTS[solving.method]) if trying else 0,
     )
 
 

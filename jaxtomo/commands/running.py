@@ -153,8 +153,7 @@ def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver
     with stages("weight", f"choosing the weight of {solving.method}: {len(candidates)} trials on a slab"):
         problem = task.problem(task.series, task.pose, task.weights)
         steps = solving.steps or make(None).steps
-        if solving.method == "tv":  # weights are told apart long before the duality gap closes
-            steps = min(steps, 80)
+        steps = min(steps, methods.TRIAL_STEPS.get(solving.method, steps))
         weight, errors = choose_weight(problem, make, candidates, steps, key=task.key)
     tried = ", ".join(f"{w:g}: {100 * e:.3g} %" for w, e in zip(candidates, errors, strict=True))
     task.console.say(f"weight {weight:g}, by the error on left-out tilts ({tried})")
