@@ -423,7 +423,7 @@ def _axis_note(series, given, axis_deg, error_deg, turn) -> str:
     else:
         note = f"tilt axis found at {axis_deg:.2f} ± {error_deg:.2f}° off y, started from {series.tilt_axis_deg:.2f}°"
     note += "; images rotated once by cubic splines" if turn else "; images not rotated"
-    return f"{before}; {note}" if before else note
+    return f"{before.rstrip('.')}; {note}" if before else note
 
 
 def _alignment_note(shift, flat, mass: Mass | None, confidence, suspect) -> str:
