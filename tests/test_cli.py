@@ -13,6 +13,7 @@ import pytest
 import jaxtomo as jt
 from jaxtomo import cli, methods, run_folder
 from jaxtomo.commands import device, running, solving
+from jaxtomo.commands.reconstruct import Preparing, Solving
 
 WEIGHT = ("--weight", "0.3")  # to choose one takes time, and has a test of its own
 METHODS = {"wbp": 1, "sirt": 4, "sart": 2, "cgls": 3, "tv": 4, "tvq": 4, "gaussian": 3}
@@ -411,6 +412,20 @@ def test_transforms_stand_for_the_alignment(document, simulated):
 def test_binning(document, simulated):
     code, facts = document("reconstruct", simulated, "--method", "wbp", "--no-assess", "--bin", "2", "--no-align")
     assert code == 0 and facts["shape"] == [12, 12, 12] and facts["voxel_nm"] == 2
+
+
+def test_demo(command, document, simulated, monkeypatch):
+    """Its whole path, but with one step on a thin volume."""
+    from jaxtomo.commands import demo
+
+    monkeypatch.setattr(demo, "Solving", lambda **_: Solving(weight=0.1, thickness=8, steps=1, assess=False))
+    monkeypatch.setattr(demo, "Preparing", lambda: Preparing(bin=4))
+    code, out, err = command("demo")
+    assert code == 0 and "jaxtomo-demo/report.html" in out and "77 images" in err
+    assert document("demo")[0] == 0  # again, over the first one
+    assert document("reconstruct", simulated, "--method", "wbp", "--no-assess", "--out", "mine")[0] == 0
+    code, _, err = command("demo", "--out", "mine")
+    assert code == 3 and "another series" in err
 
 
 def test_no_colour_off_a_terminal_or_when_not_wanted(monkeypatch):

@@ -10,6 +10,7 @@ from tyro.conf import arg
 
 from .. import run_folder
 from ..console import Console
+from ..errors import InputError
 from . import device
 from .options import Outcome, Reading, Showing
 from .reconstruct import Preparing, Reconstruct, Running, Solving
@@ -28,15 +29,19 @@ class Demo:
 
 
 def run(settings: Demo, console: Console) -> Outcome:
-    folder = Path(settings.out)
-    run_folder.check_place(folder, resume=False, overwrite=True)
-    device.start()
     from .. import samples
+    from ..io import sha256
+
+    folder, needle = Path(settings.out), samples.path("needle.mrc")
+    run_folder.check_place(folder, resume=False, overwrite=True)
+    if run_folder.is_run(folder) and run_folder.recorded(folder).get("input", {}).get("sha256") != sha256(needle):
+        raise InputError(f"{folder}: holds a run on another series. Give another folder with --out.")
+    device.start()
     from .reconstruct import outcome
     from .running import carry_out
 
     asked = Reconstruct(
-        file=str(samples.path("needle.mrc")),
+        file=str(needle),
         reading=Reading(tilt_axis="x"),
         preparing=Preparing(),
         # What --weight auto chooses for this needle, which is 42 voxels across; 60 steps settle what can be seen.

@@ -92,7 +92,7 @@ class Running:
     """Only say what would be done, with how much memory and time."""
     slabs: Annotated[int, arg(metavar="N")] = 1
     """Reconstruct N parts along the tilt axis one after the other, for volumes larger than memory
-    (with wbp, sirt, sart, cgls)."""
+    (with wbp, sirt, sart, and the plain Gaussian noise model)."""
     fail_under: Annotated[Gates, arg(help_behavior_hint=NONE)] = field(default_factory=dict)
     """Exit with 5 where a number is worse (larger): misfit, prediction_error, held_out_error, resolution_nm or
     resolution_voxels."""
@@ -156,6 +156,11 @@ def _check(settings: Reconstruct) -> None:
         )
     if isinstance(solving.weight, float) and not solving.weight > 0:
         raise InputError(f"--weight {solving.weight:g}: is not above 0. Give a positive number, or auto.")
+    if running.slabs > 1 and (solving.likelihood != "gaussian" or solving.fit_intensity):
+        raise InputError(
+            f"--slabs {running.slabs}: that noise model is fitted to all slices together. "
+            "Leave --likelihood and --fit-intensity out, or bin the images with --bin."
+        )
     if running.slabs > 1 and solving.method not in plan.SLICED:
         raise InputError(
             f"--slabs {running.slabs}: {solving.method} ties slices together. Take --method with one of "

@@ -87,7 +87,7 @@ def carry_out(settings: Reconstruct, folder: Path, before: dict[str, Any] | None
         run_folder.begin(folder, kept)
     else:
         run_folder.configure(folder, kept)
-    with keeping(folder, facts, stages):
+    with keeping(folder, facts, stages, before):
         run_folder.record(folder, facts)
         with interruptible(console) as asked, stages("solve", _solving_text(solving.method, steps, facts)):
             solve = solve_in_slabs if settings.running.slabs > 1 else solve_whole
@@ -113,12 +113,16 @@ def carry_out(settings: Reconstruct, folder: Path, before: dict[str, Any] | None
 
 
 @contextlib.contextmanager
-def keeping(folder: Path, facts: dict[str, Any], stages: Stages) -> Iterator[None]:
-    """If the block is left by an error or Ctrl-C: keep the run if there is a checkpoint, else remove it."""
+def keeping(folder: Path, facts: dict[str, Any], stages: Stages, before: dict[str, Any] | None) -> Iterator[None]:
+    """If the block is left by an error or Ctrl-C: keep the run if there is a checkpoint or an earlier result, else
+    remove it."""
     try:
         yield
     except KeyboardInterrupt as stop:
         if not run_folder.has_checkpoint(folder):
+            if before is not None:
+                run_folder.record(folder, before)
+                raise Stopped(f"interrupted; {folder} is as it was before") from stop
             run_folder.discard(folder)
             raise Stopped(f"interrupted before there was anything to keep; no {folder} is left behind") from stop
         run_folder.record(folder, {**facts, "status": "interrupted", "seconds": stages.seconds})
@@ -126,6 +130,8 @@ def keeping(folder: Path, facts: dict[str, Any], stages: Stages) -> Iterator[Non
     except BaseException:
         if run_folder.has_checkpoint(folder):
             run_folder.record(folder, {**facts, "status": "failed", "seconds": stages.seconds})
+        elif before is not None:
+            run_folder.record(folder, before)
         else:
             run_folder.discard(folder)
         raise
