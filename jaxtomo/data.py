@@ -96,7 +96,7 @@ class Problem:
 
         Args:
             series: the (aligned) tilt series; one channel.
-            pose: by default nominal at the series' angles.
+            pose: by default nominal at the series' angles and tilt axis.
             likelihood: by default `jaxtomo.gaussian()`.
             weights: extra weights, `[tilt]` or `[tilt, y, x]`.
             thickness: voxels along the beam, nz; by default that of the width.
@@ -109,7 +109,10 @@ class Problem:
         if series.images.ndim != 3:
             raise InputError(f"{series.source}: {series.images.ndim}-dimensional images. Choose one channel.")
         tilts, height, detector = series.images.shape
-        pose = Pose.nominal(series.tilt_deg) if pose is None else pose
+        if pose is None:
+            pose = Pose.nominal(series.tilt_deg)
+            if series.tilt_axis_deg:
+                pose = pose.replace(rotation=jnp.full(tilts, np.deg2rad(series.tilt_axis_deg), jnp.float32))
         if pose.tilt.shape[0] != tilts:
             raise InputError(f"{series.source}: {tilts} images but {pose.tilt.shape[0]} poses. Give one pose an image.")
         if not np.isfinite(series.images).all():
@@ -165,10 +168,15 @@ class Problem:
 
         return adjoint(images, self.pose, self.shape[:2], self.footprint)
 
+    def explained(self, predicted) -> jax.Array:
+        """`predicted` with whatever nuisances the likelihood fits, such as gain and offset, applied."""
+        fitted = getattr(self.likelihood, "explained", None)
+        return predicted if fitted is None else fitted(predicted, self.images, self.weights)
+
     def misfit(self, predicted):
         """(relative residual norm, -∂ likelihood / ∂ predicted): what a person watches, and what is back-projected."""
         slope = jax.grad(self.likelihood)(predicted, self.images, self.weights)
-        residual = jnp.sum(self.weights * (predicted - self.images) ** 2)
+        residual = jnp.sum(self.weights * (self.explained(predicted) - self.images) ** 2)
         return jnp.sqrt(residual / (jnp.sum(self.weights * self.images**2) + jnp.finfo(jnp.float32).tiny)), -slope
 
     def curvature(self):
@@ -187,8 +195,8 @@ class Reconstruction:
         pose: the poses it was computed with (learned ones, where the solver learns them).
         series: the (aligned) tilt series it was computed from; None if the problem was built from bare arrays.
         history: per step, `[step]` arrays by name; always `misfit`.
-        metrics: quality numbers by name; curves are arrays. See `jaxtomo.metrics.cross_check`.
-        settings: solver, parameters, steps, seed, versions, device, timings: plain JSON values.
+        metrics: quality numbers by name; curves are arrays. See `jaxtomo.validate.cross_check`.
+        settings: solver, parameters, steps, key, versions, device, timings: plain JSON values.
         message: why the run stopped, and what to do if that was not wanted.
     """
 

@@ -69,14 +69,18 @@ def fitted_intensity(likelihood: Likelihood, offset: bool = True) -> Likelihood:
     """`likelihood` with a gain (and an offset) per tilt fitted as nuisances: p becomes a_i p + b_i.
 
     Detectors are auto-scaled per tilt in real files. The least-squares (a_i, b_i) have a closed form and are held
-    fixed in the derivative, which is then still exact where the misfit is quadratic (variable projection). Gains
-    average to 1, since a common one belongs to the volume. [Golub & Pereyra 2003]
+    fixed in the derivative: alternating minimisation, near variable projection [Golub & Pereyra 2003]. Gains average
+    to 1, since a common one belongs to the volume. The function's attribute `explained` gives a_i p + b_i.
     """
 
-    def misfit(predicted, measured, weights):
+    def explained(predicted, measured, weights):
         gain, base = intensity(predicted, measured, weights, offset)
-        return likelihood(gain * predicted + base, measured, weights)
+        return gain * predicted + base
 
+    def misfit(predicted, measured, weights):
+        return likelihood(explained(predicted, measured, weights), measured, weights)
+
+    misfit.explained = explained
     return misfit
 
 

@@ -41,7 +41,7 @@ NEEDS = {
     "gaussian": Need(6.3, 5.6, 2, 55, padding=16),
 }
 TABLE = 800  # bytes of the projector's weights for each tilt and pixel across the axis; counts in thin slabs
-SLICED = ("wbp", "sirt", "sart", "cgls")
+SLICED = ("wbp", "sirt", "sart")
 """Methods that treat every slice across the tilt axis by itself, so that slabs give the same volume."""
 
 PROGRAM = 500_000_000  # bytes of the program itself: libraries, compiled code

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import __version__
 from . import callbacks as default_callbacks
 from .data import Problem, Reconstruction
 from .errors import InputError
@@ -78,6 +82,22 @@ def run_steps(problem, state, key, start, count, *, step, size: int = CHUNK):
     return jax.lax.fori_loop(0, count, body, (state, info))
 
 
+@contextlib.contextmanager
+def whole_chunk() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, where state, history and step number agree."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught = []
+    before = signal.signal(signal.SIGINT, lambda *what: caught.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught and callable(before):
+        before(*caught[0])
+
+
 def reconstruct(
     problem: Problem,
     solver: Solver,
@@ -135,15 +155,16 @@ def reconstruct(
         while message is None:
             started = time.perf_counter()
             count = min(chunk, steps - done, CHUNK - done % CHUNK)
-            state, info = run_steps(problem, state, key, done, count, step=solver.step)
-            info = {name: np.asarray(values)[:count] for name, values in info.items()}
-            history = {name: np.concatenate([history.get(name, values[:0]), values]) for name, values in info.items()}
+            with whole_chunk():
+                state, info = run_steps(problem, state, key, done, count, step=solver.step)
+                info = {name: np.asarray(values)[:count] for name, values in info.items()}
+                history = {name: np.concatenate([history.get(name, new[:0]), new]) for name, new in info.items()}
+                done += count
             taken = time.perf_counter() - started
-            if done == 0:
+            if done == count:
                 compiled = taken
             else:
                 chunk = max(1, min(CHUNK, int(count * SECONDS / max(taken, 1e-6))))
-            done += count
             if not all(np.isfinite(values).all() for values in info.values()):
                 first = int(np.argmax(~np.isfinite(np.stack([*info.values()])).all(0))) + done - count
                 message = f"misfit became non-finite at step {first + 1}: lower the step size or the learning rate"
@@ -171,6 +192,8 @@ def reconstruct(
         "seconds_to_first_step": round(compiled, 3),
         "device": str(next(iter(problem.images.devices()))),
         "backend": jax.default_backend(),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "jaxtomo": __version__,
         "jax": jax.__version__,
     }
     return Reconstruction(volume, pose, problem.series, history, metrics, settings, message)

@@ -19,8 +19,8 @@ EDGE = 0.1  # of the radius: how softly the mask falls off
 
 @jax.jit
 def prediction_error(problem: Problem, volume):
-    """Relative residual norm of each tilt, `[tilt]`: ‖A_i v - y_i‖ / ‖y_i‖ over the pixels that count."""
-    predicted = problem.project(volume)
+    """Relative residual norm of each tilt, `[tilt]`: ‖A_i v - y_i‖ / ‖y_i‖ over pixels that count; 0 without any."""
+    predicted = problem.explained(problem.project(volume))
     residual = jnp.sum(problem.weights * (predicted - problem.images) ** 2, (1, 2))
     signal = jnp.sum(problem.weights * problem.images**2, (1, 2))
     return jnp.sqrt(residual / jnp.maximum(signal, 1e-30))
@@ -40,7 +40,16 @@ def slab(problem: Problem, slices: int) -> Problem:
         row = jnp.arange(slices) - problem.pose.shift[:, 1, None]
         weights = weights * ((row >= 0) & (row <= slices - 1))[:, None, :]
     shape = (*problem.shape[:2], slices)
-    return problem.replace(images=problem.images[:, :, rows], weights=weights, shape=shape, series=None)
+    series = problem.series
+    if series is not None:
+        mask = None if series.mask is None else series.mask[:, rows]
+        series = series.replace(images=series.images[:, rows], mask=mask)
+    return problem.replace(images=problem.images[:, :, rows], weights=weights, shape=shape, series=series)
+
+
+def live_tilts(problem: Problem) -> np.ndarray:
+    """Indices of the tilts that have any weight."""
+    return np.flatnonzero(np.asarray(problem.weights).max((1, 2)) > 0)
 
 
 def hold_out(problem: Problem, tilts) -> tuple[Problem, Problem]:
@@ -83,19 +92,20 @@ def cross_check(problem: Problem, solver: Solver, steps: int, *, key=None, slice
     an upper bound, and the resolution says nothing about the direction of the wedge.
     """
     tilts = problem.images.shape[0]
-    if tilts < 4:
+    if live_tilts(problem).size < 4:
         return {}
     voxel_nm = problem.series.pixel_nm if problem.series is not None else None
     problem = slab(problem, slices)
     halves, errors = [], np.zeros(tilts)
     for start in (0, 1):
-        kept, held = hold_out(problem, np.arange(1 - start, tilts, 2))
+        kept, held = hold_out(problem, live_tilts(problem)[start::2])
         volume = solve(kept, solver, steps, key)
         errors += np.asarray(prediction_error(held, volume))
         if not jnp.isfinite(volume).all():
             return {}
         halves.append(np.asarray(volume).swapaxes(1, 2))
-    result = {"prediction_error": float(np.sqrt(np.mean(errors**2))), "prediction_error_by_tilt": errors}
+    live = live_tilts(problem)
+    result = {"prediction_error": float(np.sqrt(np.mean(errors[live] ** 2))), "prediction_error_by_tilt": errors}
     if min(problem.shape) >= 8:
         frequency, curve = metrics.fsc(*halves, mask=cylinder(halves[0].shape))
         width = float(metrics.resolution(frequency, curve))
@@ -132,9 +142,9 @@ def choose_weight(
     weights within 1 % of the best the largest is taken: the error of prediction is flat there, and the smoother
     volume is the safer one.
     """
-    tilts = problem.images.shape[0]
     problem = slab(problem, 32)
-    held = spread(tilts, max(1, tilts // 5) if count is None else count)
+    live = live_tilts(problem)
+    held = live[spread(live.size, max(1, live.size // 5) if count is None else count)]
     kept, left = hold_out(problem, held)
     errors = np.array(
         [

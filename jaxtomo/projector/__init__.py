@@ -115,9 +115,9 @@ def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid) -> 
         raise InputError(f"{tilts} images but {pose.tilt.shape[0]} poses. Give one pose an image.")
     across = jnp.zeros(tilts, pose.tilt.dtype)
     if pose.rotation is not None or pose.magnification is not None:
-        images = warp.unwarp(images, *_planar(pose), (_extent(shape, width), ny))
+        images = jnp.asarray(warp.unwarp(images, *_planar(pose), (_extent(shape, width), ny)))
     elif pose.shift is not None:
-        images, across = warp.slide(images, -pose.shift[:, 1]), pose.shift[:, 0]
+        images, across = jnp.asarray(warp.slide(images, -pose.shift[:, 1])), pose.shift[:, 0]
     if pose.second_tilt is None:
         return xla.adjoint(images, pose.tilt, across, shape, footprint)
     like = jax.ShapeDtypeStruct((*shape, ny), images.dtype)

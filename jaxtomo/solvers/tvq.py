@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from ..likelihood import fitted_intensity, poisson
 from ..priors.voxels import voxels
 from ..solve import Solver
 from .fit import fit
@@ -15,7 +16,9 @@ from .fit import fit
 
 def count_weights(problem):
     """1 / (box3×3(max(y, 0)) + 0.3 mean(y)), rescaled so that mean(w y²) = mean(y²): the inverse variance of counts,
-    as far as the images themselves tell it."""
+    as far as the images themselves tell it. A Poisson likelihood, which knows it, keeps the weights of the problem."""
+    if problem.likelihood in (poisson(), fitted_intensity(poisson())):
+        return problem.weights
     images = jnp.maximum(problem.images, 0)
     # Means over the pixels that exist: a border is not a dark neighbour.
     summed, counted = (
