@@ -95,7 +95,7 @@ def forward(volume, pose: Pose, width: int, footprint=trapezoid) -> jax.Array:
     tilts = pose.tilt.shape[0]
     planar = pose.rotation is not None or pose.magnification is not None
     across = jnp.zeros(tilts, pose.tilt.dtype) if planar or pose.shift is None else pose.shift[:, 0]
-    seen = _extent(volume.shape[:2], width) if planar else width
+    seen = _extent((volume.shape[0], volume.shape[1]), width) if planar else width
     if pose.second_tilt is None:
         images = xla.forward(volume, pose.tilt, across, seen, footprint)
     else:
