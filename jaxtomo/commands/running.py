@@ -163,6 +163,8 @@ def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver
         weight, errors = choose_weight(problem, make, candidates, steps, key=task.key)
     tried = ", ".join(f"{w:g}: {100 * e:.3g} %" for w, e in zip(candidates, errors, strict=True))
     task.console.say(f"weight {weight:g}, by the error on left-out tilts ({tried})")
+    if weight in (candidates[0], candidates[-1]):
+        task.console.warn(f"{weight:g} is the end of what was tried; go further with --weight, and compare.")
     return make(weight)
 
 
