@@ -44,8 +44,9 @@ def run(settings: Demo, console: Console) -> Outcome:
         file=str(needle),
         reading=Reading(tilt_axis="x"),
         preparing=Preparing(),
-        # What --weight auto chooses for this needle, which is 42 voxels across; 60 steps settle what can be seen.
-        solving=Solving(weight=0.03, thickness=64, steps=60),
+        # What --weight auto chooses for this needle, which is 42 voxels across. After 40 steps the volume is within
+        # 52 dB of that after 400.
+        solving=Solving(weight=0.03, thickness=56, steps=40),
         running=Running(out=settings.out),
         showing=settings.showing,
     )
