@@ -134,6 +134,18 @@ def results(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def as_it_was(folder: Path) -> Callable[[], None]:
+    """A function that puts the records of a run back to what they are now."""
+    before = {file: file.read_bytes() for name in (RECORD, METRICS) if (file := folder / name).is_file()}
+
+    def undo() -> None:
+        with naming_disk_errors(folder):
+            for file, content in before.items():
+                file.write_bytes(content)
+
+    return undo
+
+
 def discard(folder: Path) -> None:
     """Remove a run that came to nothing, and the folder if it is empty then."""
     _clear(folder)

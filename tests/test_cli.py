@@ -252,6 +252,25 @@ def test_resume_equals_the_uninterrupted_run(method, command, simulated, monkeyp
     assert code == 0 and "15 steps" in out
 
 
+def test_a_failed_extension_leaves_the_finished_run(command, simulated, monkeypatch):
+    argv = ("reconstruct", simulated, "--method", "sirt", "--no-assess", "--out", "run")
+    assert command(*argv, "--steps", "3")[0] == 0
+    before = {name: Path("run", name).read_bytes() for name in os.listdir("run")}
+    real = solving.reconstruct
+    for failure in (KeyboardInterrupt, ZeroDivisionError):
+
+        def failing(*given, failure=failure, **options):
+            real(*given, **options)
+            raise failure
+
+        monkeypatch.setattr(solving, "reconstruct", failing)
+        assert command(*argv, "--steps", "6", "--resume")[0] == (130 if failure is KeyboardInterrupt else 1)
+        assert {name: Path("run", name).read_bytes() for name in os.listdir("run")} == before
+    monkeypatch.setattr(solving, "reconstruct", real)
+    code, out, _ = command(*argv, "--steps", "6", "--resume")
+    assert code == 0 and "6 steps" in out and "steps = 6" in Path("run/config.toml").read_text()
+
+
 def test_interrupted_before_the_first_step_leaves_nothing(command, simulated, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -296,6 +315,8 @@ def test_slabs_give_the_same_volume(document, simulated, monkeypatch, tmp_path):
         stop_at_the_third = lambda now: next(calls) == 2 and os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
         patch.setattr(solving, "progress", lambda: stop_at_the_third)
         assert document(*argv, "--slabs", "3", "--out", "stopped", loud=True)[0] == 130
+    code, told = document(*argv, "--slabs", "3", "--out", "stopped", "--resume", "--steps", "9")
+    assert code == 3 and "steps was 5" in told["error"]
     assert document(*argv, "--slabs", "3", "--out", "stopped", "--resume")[0] == 0
     np.testing.assert_array_equal(jt.read_volume("stopped/volume.mrc")[0], parts)
     assert {*os.listdir("stopped")} == {*os.listdir("whole")}

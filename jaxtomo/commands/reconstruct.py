@@ -184,8 +184,8 @@ def _earlier(folder: Path, settings: Reconstruct) -> dict[str, Any]:
     """`run.json` of the run to go on with. Raises InputError naming the setting that is not the same now."""
     old = config.load(Reconstruct, folder / run_folder.CONFIG)
     ignored = {"file", *TRANSIENT}  # the file is recognised by its SHA-256
-    if settings.solving.method != "tvq":  # the step length of tvq follows a plan for all steps
-        ignored.add("steps")
+    if settings.solving.method != "tvq" and settings.running.slabs == 1:
+        ignored.add("steps")  # but the step length of tvq follows a plan, and all slabs take as many steps
     for name, before, now in config.differences(old, lasting(settings), frozenset(ignored)):
         raise InputError(
             f"{folder}: {name} was {_said(before)} and is {_said(now)} now. Resume with the same settings "

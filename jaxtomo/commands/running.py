@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,7 @@ def carry_out(settings: Reconstruct, folder: Path, before: dict[str, Any] | None
     kept = config.dump(lasting(settings), leaving_out=TRANSIENT)
     if before is None:
         run_folder.begin(folder, kept)
-    else:
-        run_folder.configure(folder, kept)
-    with keeping(folder, facts, stages, before):
+    with keeping(folder, facts, stages, before is not None):
         run_folder.record(folder, facts)
         with interruptible(console) as asked, stages("solve", _solving_text(solving.method, steps, facts)):
             solve = solve_in_slabs if settings.running.slabs > 1 else solve_whole
@@ -106,6 +105,7 @@ def carry_out(settings: Reconstruct, folder: Path, before: dict[str, Any] | None
         with stages("write", f"writing the volume and the report to {folder}"):
             files = _write(folder, result)
         facts |= _results(result, metrics, stages, files)
+        run_folder.configure(folder, kept)  # a run that goes on may have more steps than it was begun with
         run_folder.record(folder, facts)
         if facts["converged"] or solving.method in ("wbp", "tvq") or settings.running.slabs > 1:
             run_folder.drop_checkpoint(folder)
@@ -113,27 +113,24 @@ def carry_out(settings: Reconstruct, folder: Path, before: dict[str, Any] | None
 
 
 @contextlib.contextmanager
-def keeping(folder: Path, facts: dict[str, Any], stages: Stages, before: dict[str, Any] | None) -> Iterator[None]:
-    """If the block is left by an error or Ctrl-C: keep the run if there is a checkpoint or an earlier result, else
-    remove it."""
+def keeping(folder: Path, facts: dict[str, Any], stages: Stages, again: bool) -> Iterator[None]:
+    """If the block is left by an error or Ctrl-C: keep the run if there is a checkpoint. If there is none, remove a
+    run that was new, and leave one that should go on as it was."""
+    undo = run_folder.as_it_was(folder) if again else partial(run_folder.discard, folder)
     try:
         yield
     except KeyboardInterrupt as stop:
         if not run_folder.has_checkpoint(folder):
-            if before is not None:
-                run_folder.record(folder, before)
-                raise Stopped(f"interrupted; {folder} is as it was before") from stop
-            run_folder.discard(folder)
-            raise Stopped(f"interrupted before there was anything to keep; no {folder} is left behind") from stop
+            undo()
+            left = f"{folder} is as it was" if again else f"no {folder} is left behind"
+            raise Stopped(f"interrupted before there was anything to keep; {left}") from stop
         run_folder.record(folder, {**facts, "status": "interrupted", "seconds": stages.seconds})
         raise Stopped(f"interrupted; go on with the same command and --resume (its state is in {folder})") from stop
     except BaseException:
         if run_folder.has_checkpoint(folder):
             run_folder.record(folder, {**facts, "status": "failed", "seconds": stages.seconds})
-        elif before is not None:
-            run_folder.record(folder, before)
         else:
-            run_folder.discard(folder)
+            undo()
         raise
 
 
