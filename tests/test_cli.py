@@ -311,12 +311,17 @@ def test_slabs_give_the_same_volume(document, simulated, monkeypatch, tmp_path):
     whole, parts = (jt.read_volume(f"{name}/volume.mrc")[0] for name in ("whole", "parts"))
     np.testing.assert_allclose(parts, whole, atol=1e-5 * whole.max())
     with monkeypatch.context() as patch:
-        calls = iter(range(99))
-        stop_at_the_third = lambda now: next(calls) == 2 and os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
-        patch.setattr(solving, "progress", lambda: stop_at_the_third)
+        slabs = iter(range(3))
+
+        def progress():
+            second = next(slabs) == 1
+            return lambda now: os.kill(os.getpid(), signal.SIGINT) if second and now.message is None else None
+
+        patch.setattr(solving, "progress", progress)
         assert document(*argv, "--slabs", "3", "--out", "stopped", loud=True)[0] == 130
     code, told = document(*argv, "--slabs", "3", "--out", "stopped", "--resume", "--steps", "9")
     assert code == 3 and "steps was 5" in told["error"]
+    assert len(json.loads(Path("stopped/checkpoint/slabs.json").read_text())) == 1
     assert document(*argv, "--slabs", "3", "--out", "stopped", "--resume")[0] == 0
     np.testing.assert_array_equal(jt.read_volume("stopped/volume.mrc")[0], parts)
     assert {*os.listdir("stopped")} == {*os.listdir("whole")}

@@ -143,12 +143,14 @@ def solve_in_slabs(task: Task, solver: Solver, steps: int, asked: Callable[[], b
         weights=task.weights,
         key=task.key,
     ):
-        if asked():
+        if asked() and len(part.history["misfit"]) < steps:  # stopped on the way
             raise KeyboardInterrupt
         parts.append({"misfit": part.history["misfit"].tolist(), "energy": energy, **part.settings})
         with run_folder.naming_disk_errors(finished):
             volume.flush()
             finished.write_text(json.dumps(parts), encoding="utf-8")
+        if asked():
+            raise KeyboardInterrupt
     energy = np.array([part["energy"] for part in parts])
     misfit = np.array([part["misfit"] for part in parts])
     history = {"misfit": np.sqrt((energy[:, None] * misfit**2).sum(0) / energy.sum())}
