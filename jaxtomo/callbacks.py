@@ -96,7 +96,7 @@ def checkpoint(folder: str | Path, every: float = 30.0) -> Callable:
 def restore(folder: str | Path, problem, solver, key=None):
     """The newest checkpoint in `folder`, as `reconstruct(..., resume=...)` takes it.
 
-    Raises InputError where there is none, or where it belongs to another problem or solver.
+    Raises InputError where there is none, or where its arrays have other shapes than this problem and solver need.
     """
     import jax
     import orbax.checkpoint as ocp

@@ -91,20 +91,19 @@ def cross_check(problem: Problem, solver: Solver, steps: int, *, key=None, slice
     Each half has twice the tilt step of the whole and shares its missing wedge and alignment: the error is
     an upper bound, and the resolution says nothing about the direction of the wedge.
     """
-    tilts = problem.images.shape[0]
-    if live_tilts(problem).size < 4:
-        return {}
     voxel_nm = problem.series.pixel_nm if problem.series is not None else None
     problem = slab(problem, slices)
-    halves, errors = [], np.zeros(tilts)
+    live = live_tilts(problem)
+    if live.size < 4:
+        return {}
+    halves, errors = [], np.zeros(problem.images.shape[0])
     for start in (0, 1):
-        kept, held = hold_out(problem, live_tilts(problem)[start::2])
+        kept, held = hold_out(problem, live[start::2])
         volume = solve(kept, solver, steps, key)
         errors += np.asarray(prediction_error(held, volume))
         if not jnp.isfinite(volume).all():
             return {}
         halves.append(np.asarray(volume).swapaxes(1, 2))
-    live = live_tilts(problem)
     result = {"prediction_error": float(np.sqrt(np.mean(errors[live] ** 2))), "prediction_error_by_tilt": errors}
     if min(problem.shape) >= 8:
         frequency, curve = metrics.fsc(*halves, mask=cylinder(halves[0].shape))

@@ -9,22 +9,18 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from ..likelihood import gaussian
 from ..solve import Solver
-from .sirt import inverse, ray_lengths
+from .sirt import sirt
 
 
 @jax.jit
 def rough(problem):
     """(volume, density): twenty steps of SIRT, and Σ v⁵ / Σ v⁴ of them, which is near the density of the densest
     matter, whatever its amount."""
-    rows = inverse(ray_lengths(problem), 0.1)
-    columns = inverse(problem.back_project(jnp.broadcast_to(problem.weights, problem.images.shape)), 1e-3)
-
-    def improve(_, volume):
-        residual = problem.weights * (problem.images - problem.project(volume))
-        return jnp.maximum(volume + columns * problem.back_project(rows * residual), 0)
-
-    volume = jax.lax.fori_loop(0, 20, improve, jnp.zeros(problem.shape, problem.images.dtype))
+    problem, solver = problem.replace(likelihood=gaussian()), sirt()
+    state = jax.lax.fori_loop(0, 20, lambda _, s: solver.step(problem, s, None)[0], solver.init(problem, None))
+    volume, _ = solver.read(problem, state)
     largest = jnp.max(volume)
     relative = volume / jnp.where(largest > 0, largest, 1)
     return volume, jnp.where(largest > 0, largest * jnp.sum(relative**5) / jnp.sum(relative**4), 1.0)
