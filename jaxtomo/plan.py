@@ -32,26 +32,31 @@ class Need(NamedTuple):
 
 
 NEEDS = {
-    "wbp": Need(2.5, 5.5, 2, 6),
-    "sirt": Need(3.2, 5.6, 2, 6),
-    "sart": Need(4.9, 6.2, 3, 100),
-    "cgls": Need(4.3, 5.3, 2, 6),
-    "tv": Need(18.5, 11, 2.2, 25),
-    "tvq": Need(11, 6.2, 2, 80),
-    "gaussian": Need(6.3, 5.6, 2, 55, padding=16),
+    "wbp": Need(2.1, 7.5, 2, 6),
+    "sirt": Need(3.1, 5.4, 2, 6),
+    "sart": Need(4.7, 6.0, 3, 100),
+    "cgls": Need(4.1, 5.0, 2, 6),
+    "tv": Need(20.5, 11.7, 2.2, 25),
+    "tvq": Need(11, 6.4, 2, 80),
+    "gaussian": Need(7.3, 5.8, 2, 55, padding=16),
 }
 TABLE = 800  # bytes of the projector's weights for each tilt and pixel across the axis; counts in thin slabs
-SLICED = ("wbp", "sirt", "sart")
-"""Methods that treat every slice across the tilt axis by itself, so that slabs give the same volume."""
+MARGIN = 2  # rows computed beyond each end of a slab, for shifts along the axis that are no whole number of pixels
+HALO = 8  # the same for total variation: farther than that neighbouring rows do not feel where a slab ends
+SLICED = {"wbp": MARGIN, "sirt": MARGIN, "sart": MARGIN, "tv": HALO}
+"""Methods whose volume can be made in slabs, and the rows beyond each end of one that are computed and dropped."""
 
 PROGRAM = 500_000_000  # bytes of the program itself: libraries, compiled code
-HELD = 6  # stacks a run holds beside the solver: as read, aligned, its mask, the problem's, a copy on its way
+PREPARE = 4  # stacks while the images are aligned: as read, cleaned, smoothed, their masks
+HELD = 2  # stacks a run holds beside the solver: its images, and those of the problem on their way
+PASSED = Need(1, 3, 0, 0)  # beside the solver of a slab: the last one's volume and the next one's images
+JUDGE = Need(18, 6, 0, 0)  # of the quality numbers, for the rows they are judged on
 REPORT = Need(4, 9, 1, 0)  # of the report and the writing, after the solver's memory is free
+REPORTED = 256  # voxels: a volume in slabs is binned for the report until no side is longer
 BINNINGS = (2, 3, 4, 6, 8, 12, 16)
-MARGIN = 2  # rows read beyond each end of a slab, for shifts along the axis that are no whole number of pixels
 PROJECTED = {"cpu": 5e9, "gpu": 4e11, "tpu": 2e11}  # voxels × tilts a second; of a CPU, for each core
 MOVED = {"cpu": 1.5e9, "gpu": 5e11, "tpu": 3e11}  # voxels read or written a second; of a CPU, for each core
-JUDGED, TRIED = 64, 32  # rows that the quality is judged on, and weights are tried on
+JUDGED, TRIED = 64, 32  # rows, at most, that the quality is judged on, and that weights are tried on
 STARTING = 12.0  # seconds for imports, compilation, alignment of a small series and the report
 
 
@@ -69,6 +74,7 @@ class Plan:
         cores: of the CPU.
         judged: whether the quality numbers are computed too.
         trial_steps: steps spent on a slab of `TRIED` rows to choose the weight.
+        binning: of the images after they are read.
     """
 
     method: str
@@ -82,11 +88,30 @@ class Plan:
     cores: int = 1
     judged: bool = True
     trial_steps: int = 0
+    binning: int = 1
+
+    @property
+    def margin(self) -> int:
+        """Rows computed beyond each end of a slab."""
+        return SLICED.get(self.method, 0) if self.slabs > 1 else 0
 
     @property
     def slab_rows(self) -> int:
-        """Rows of the largest slab, its margins included."""
-        return self.rows if self.slabs == 1 else min(self.rows, -(-self.rows // self.slabs) + 2 * MARGIN)
+        """Rows of every slab, its margins included."""
+        return min(self.rows, -(-self.rows // self.slabs) + 2 * self.margin)
+
+    @property
+    def judged_rows(self) -> int:
+        """Rows in the middle that the quality is judged on: not more than memory has room for in slabs."""
+        most = min(JUDGED, self.rows)
+        if self.slabs == 1:
+            return most
+        return max(1, min(most, int(most * self._solving_bytes / self._needed(JUDGE, most))))
+
+    @property
+    def tried_rows(self) -> int:
+        """Rows in the middle that weights are tried on."""
+        return min(TRIED, self.slab_rows)
 
     @property
     def volume_bytes(self) -> int:
@@ -99,20 +124,38 @@ class Plan:
     @property
     def solver_bytes(self) -> int:
         """Peak of the solver, on the device that computes."""
-        need = NEEDS[self.method]
-        padded = [n + 2 * need.padding for n in (self.thickness, self.slab_rows, self.width)]
-        stack = 4 * self.tilts * self.slab_rows * self.width
-        table = TABLE * self.tilts * self.width
-        return int(need.volumes * 4 * padded[0] * padded[1] * padded[2] + need.stacks * stack + table)
+        return self._needed(NEEDS[self.method], self.slab_rows) + TABLE * self.tilts * self.width
 
     @property
     def host_bytes(self) -> int:
         """Peak in the computer's own memory; on a CPU the solver is part of it."""
-        held = HELD * self.stack_bytes
-        solving = self.solver_bytes if self.device == "cpu" else 4 * self.thickness * self.slab_rows * self.width
-        if self.slabs > 1:  # the volume grows in a file, and the report shows it binned
-            return int(PROGRAM + held + solving)
-        return int(PROGRAM + max(held + solving, REPORT.volumes * self.volume_bytes + REPORT.stacks * self.stack_bytes))
+        return PROGRAM + max(self._preparing_bytes, self._solving_bytes, self._judging_bytes, self._reporting_bytes)
+
+    def _needed(self, need: Need, rows: int) -> int:
+        """Bytes of so many volumes and stacks of `rows` rows."""
+        padded = (self.thickness + 2 * need.padding) * (self.width + 2 * need.padding) * (rows + 2 * need.padding)
+        return int(4 * (need.volumes * padded + need.stacks * self.tilts * self.width * rows))
+
+    @property
+    def _preparing_bytes(self) -> int:
+        return int(PREPARE * self.stack_bytes + (self.binning**2 if self.binning > 1 else 0) * self.stack_bytes)
+
+    @property
+    def _solving_bytes(self) -> int:
+        solver = self.solver_bytes if self.device == "cpu" else self._needed(Need(1, 0, 0, 0), self.slab_rows)
+        if self.slabs > 1:  # images and volume lie in files
+            return solver + self._needed(PASSED, self.slab_rows)
+        return int(solver + HELD * self.stack_bytes)
+
+    @property
+    def _judging_bytes(self) -> int:
+        held = self.volume_bytes + self.stack_bytes if self.slabs == 1 else 0
+        return held + self._needed(JUDGE, self.judged_rows) if self.judged else 0
+
+    @property
+    def _reporting_bytes(self) -> int:
+        shown = self if self.slabs == 1 else self.binned(-(-max(self.thickness, self.rows, self.width) // REPORTED))
+        return self._needed(REPORT, self.rows) if shown is self else shown._needed(REPORT, shown.rows)
 
     @property
     def seconds(self) -> float:
@@ -122,14 +165,16 @@ class Plan:
         step = (
             need.projections * voxels * self.tilts / PROJECTED[self.device] + need.passes * voxels / MOVED[self.device]
         )
-        judging = 2 * self.steps * min(1.0, JUDGED / self.rows) if self.judged else 0
-        choosing = self.trial_steps * min(1.0, TRIED / self.rows)
-        return STARTING + (self.steps + judging + choosing) * step / cores
+        overlap = self.slabs * self.slab_rows / self.rows
+        judging = 2 * self.steps * min(1.0, self.judged_rows / self.rows) if self.judged else 0
+        choosing = self.trial_steps * min(1.0, self.tried_rows / self.rows)
+        return STARTING + (overlap * self.steps + judging + choosing) * step / cores
 
     def binned(self, factor: int) -> Plan:
         """The same run with images (and volume) binned by `factor`."""
         small = [max(1, n // factor) for n in (self.rows, self.width, self.thickness)]
-        return replace(self, rows=small[0], width=small[1], thickness=small[2])
+        binning = self.binning * factor
+        return replace(self, rows=small[0], width=small[1], thickness=small[2], binning=binning)
 
 
 class Memory(NamedTuple):
@@ -146,6 +191,17 @@ def fits(plan: Plan, memory: Memory) -> bool:
     return plan.device == "cpu" or memory.device is None or plan.solver_bytes <= memory.device
 
 
+def fewest_slabs(plan: Plan, memory: Memory) -> Plan:
+    """`plan` with the least number of slabs that fits; in one where none does, or where the method knows no slabs."""
+    if fits(plan, memory) or plan.method not in SLICED:
+        return plan
+    for rows in range(plan.rows - 1, 0, -1):  # that one slab keeps
+        slabs = -(-plan.rows // rows)
+        if fits(sliced := replace(plan, slabs=slabs), memory):
+            return sliced
+    return plan
+
+
 def require(plan: Plan, memory: Memory, source: str) -> None:
     """Raises DoesNotFitError naming the settings that would make it fit, if the run needs more than `memory`."""
     if fits(plan, memory):
@@ -154,22 +210,24 @@ def require(plan: Plan, memory: Memory, source: str) -> None:
     needed, free = (plan.solver_bytes, memory.device) if on_device else (plan.host_bytes, memory.host)
     cures = list(_cures(plan, memory))
     cure = f"Give {' or '.join(cures)}." if cures else "Crop the images, or use a computer with more memory."
+    work = f"{plan.thickness} × {plan.rows} × {plan.width} voxels and {plan.tilts} tilts"
+    slabs = f" in {plan.slabs} slabs" if plan.slabs > 1 else ""
     raise DoesNotFitError(
-        f"{source}: {plan.method} on {plan.thickness} × {plan.rows} × {plan.width} voxels and {plan.tilts} tilts needs "
-        f"about {size(needed)}, and {size(free or 0)} of {'device ' if on_device else ''}memory are free. {cure}"
+        f"{source}: {plan.method} on {work}{slabs} needs about {size(needed)}, and {size(free or 0)} of "
+        f"{'device ' if on_device else ''}memory are free. {cure}"
     )
 
 
 def _cures(plan: Plan, memory: Memory) -> Iterator[str]:
     for factor in BINNINGS:
-        if fits(plan.binned(factor), memory):
+        binned = plan.binned(factor)
+        if fits(binned, memory) or fits(fewest_slabs(binned, memory), memory):
             yield f"--bin {factor}"
             break
-    sliced = plan if plan.method in SLICED else replace(plan, method="sirt")
-    for slabs in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256):
-        if slabs <= plan.rows and slabs > plan.slabs and fits(replace(sliced, slabs=slabs), memory):
-            yield f"--slabs {slabs}" + ("" if sliced is plan else " --method sirt")
-            break
+    other = plan if plan.method in SLICED else replace(plan, method="tv")
+    sliced = fewest_slabs(other, memory)
+    if sliced.slabs > plan.slabs and fits(sliced, memory):
+        yield f"--slabs {sliced.slabs}" if other is plan else "--method tv"
 
 
 def free_memory() -> int | None:

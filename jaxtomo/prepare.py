@@ -3,6 +3,8 @@ cut out of a series."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,6 +12,7 @@ from .background import unmeasured, vacuum
 from .data import Pose
 from .errors import DoesNotFitError, InputError
 from .io import read
+from .io.stored import Stored
 from .series import TiltSeries
 
 SMALLEST = 8  # pixels that a side must keep after binning
@@ -59,14 +62,19 @@ def binned(series: TiltSeries, factor: int) -> TiltSeries:
             f"Bin by {max(1, min(ny, nx) // SMALLEST)} at most (--bin)."
         )
 
-    def blocks(array):
-        cut = array[..., : small[0] * factor, : small[1] * factor]
-        return cut.reshape(*array.shape[:-2], small[0], factor, small[1], factor)
+    def blocks(image):
+        return image[: small[0] * factor, : small[1] * factor].reshape(small[0], factor, small[1], factor)
+
+    def each(array, dtype, reduced):
+        out = np.empty((*array.shape[:-2], *small), dtype)
+        for index in np.ndindex(array.shape[:-2]):  # one image at a time: they may be on disk
+            out[index] = reduced(blocks(array[index]))
+        return out
 
     return series.replace(
-        images=blocks(series.images).mean((-3, -1), dtype=np.float32),
+        images=each(series.images, np.float32, lambda block: block.mean((1, 3), dtype=np.float32)),
         pixel_nm=None if series.pixel_nm is None else series.pixel_nm * factor,
-        mask=None if series.mask is None else blocks(series.mask).all((-3, -1)),
+        mask=None if series.mask is None else each(series.mask, bool, lambda block: block.all((1, 3))),
         provenance={
             **series.provenance,
             "images": f"{series.provenance.get('images', '')} Binned {factor}-fold.".strip(),
@@ -109,6 +117,22 @@ def as_it_is(series: TiltSeries, background=None) -> tuple[TiltSeries, Pose]:
     return series.replace(images=images, mask=mask, provenance=provenance), pose
 
 
+def on_disk(series: TiltSeries, folder: Path) -> TiltSeries:
+    """The same series with its images, and its mask if there is one, in files in `folder`.
+
+    Raises InputError if the disk has no room for them.
+    """
+
+    def stored(array, name):
+        copy = Stored(folder / name, array.shape, array.dtype).allocate()
+        copy.put(slice(0, array.shape[-2]), array)
+        return copy
+
+    return series.replace(
+        images=stored(series.images, "images"), mask=None if series.mask is None else stored(series.mask, "mask")
+    )
+
+
 def rows_of(series: TiltSeries, pose: Pose, rows: slice) -> tuple[TiltSeries, Pose]:
     """The part of a problem that concerns only `rows` of the volume along the tilt axis.
 
@@ -133,8 +157,10 @@ def rows_of(series: TiltSeries, pose: Pose, rows: slice) -> tuple[TiltSeries, Po
     seen = np.arange(start, stop) + whole[:, None]  # [tilt, row]
     inside = (seen >= 0) & (seen < ny)
     index = np.clip(seen, 0, ny - 1)
-    images = np.take_along_axis(series.images, index[(None,) * (len(lead) - 1) + (..., None)], axis=-2)
-    mask = None if series.mask is None else np.take_along_axis(series.mask, index[..., None], axis=-2)
+    near = slice(index.min(), index.max() + 1)  # of images on disk only these rows are read
+    index = index - near.start
+    images = np.take_along_axis(series.images[..., near, :], index[(None,) * (len(lead) - 1) + (..., None)], axis=-2)
+    mask = None if series.mask is None else np.take_along_axis(series.mask[:, near], index[..., None], axis=-2)
     if not inside.all():
         outside = np.broadcast_to(inside[..., None], (*inside.shape, images.shape[-1]))
         mask = outside.copy() if mask is None else mask & outside

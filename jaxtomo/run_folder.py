@@ -29,7 +29,7 @@ from .io.atomic import explain, replacing
 CONFIG, RECORD, METRICS, CHECKPOINT = "config.toml", "run.json", "metrics.jsonl", "checkpoint"
 SLABS = "slabs.json"  # in the checkpoint of a run in slabs: what is known of those that are finished
 RESULTS = ("volume.mrc", "volume.rawtlt", "reconstruction.h5", "report.html")
-_STAGE = ".results"
+_STAGE, _WORK = ".results", ".work"
 
 
 def check_place(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -42,7 +42,7 @@ def check_place(folder: Path, resume: bool, overwrite: bool) -> None:
                 f"{folder}: holds a run already. Go on with --resume, replace it with --overwrite, or give another "
                 "folder with --out."
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(entry.name != _WORK for entry in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no run of jaxtomo. Give another folder with --out.")
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
@@ -117,6 +117,20 @@ def step_log(folder: Path, done: int = 0) -> Callable:
             out.writelines(f"{line}\n" for line in lines)
 
     return log
+
+
+@contextlib.contextmanager
+def working(folder: Path) -> Iterator[Path]:
+    """A place in `folder` for what is needed during the run only; of a folder that was not there, nothing is left."""
+    place = folder / _WORK
+    try:
+        with naming_disk_errors(folder):
+            place.mkdir(parents=True, exist_ok=True)
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it is empty
 
 
 @contextlib.contextmanager

@@ -129,7 +129,8 @@ def test_settings_that_cannot_be(refused, series):
         (["--method", "cgls", "--fit-intensity"], "sirt"),
         (["--method", "sirt", "--weight", "3"], "tvq"),
         (["--weight=-1"], "positive"),
-        (["--slabs", "2"], "sirt"),
+        (["--slabs", "2", "--method", "cgls"], "sirt"),
+        (["--memory", "0"], "--memory"),
         (["--bin", "9"], "--bin"),
         (["--bin", "0"], "--bin"),
         (["--steps", "0"], "--steps"),
@@ -191,12 +192,15 @@ def test_a_run_that_diverges_leaves_nothing(refused, series, monkeypatch):
 
 
 def test_too_large_for_the_memory(refused, series, monkeypatch):
-    monkeypatch.setattr(device, "memory", lambda: Memory(PROGRAM + 900_000))
+    monkeypatch.setattr(device, "memory", lambda most: Memory(PROGRAM + 900_000))
     message = refused("reconstruct", series, "--out", "run", code=4)
     assert "--bin 2" in message and "s.mrc" in message and "MB" in message
-    monkeypatch.setattr(device, "memory", lambda: Memory(PROGRAM + 2_000_000))
-    assert "--slabs" in refused("reconstruct", series, "--method", "sirt", "--thickness", "200", "--out", "run", code=4)
     assert "--bin" in refused("reconstruct", series, "--thickness", "200", "--dry-run", code=4)
+    monkeypatch.setattr(device, "memory", lambda most: Memory(PROGRAM + 12_000_000))
+    thick = ("reconstruct", series, "--thickness", "200", "--out", "run")
+    assert "--method tv" in refused(*thick, "--method", "cgls", code=4)
+    assert "in 1 slabs" not in refused(*thick, "--method", "tv", "--slabs", "1", code=4)
+    monkeypatch.setattr(device, "memory", lambda most: Memory(PROGRAM + 900_000))
     argv = [
         "reconstruct",
         str(series),
@@ -211,7 +215,7 @@ def test_too_large_for_the_memory(refused, series, monkeypatch):
         "--quiet",
     ]
     assert cli.main(argv) == 0  # the cure cures
-    monkeypatch.setattr(device, "memory", lambda: Memory(100))
+    monkeypatch.setattr(device, "memory", lambda most: Memory(100))
     assert "more memory" in refused("reconstruct", series, "--out", "other", code=4)
 
 

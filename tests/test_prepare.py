@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 import jaxtomo as jt
 from jaxtomo import phantoms, prepare
 from jaxtomo.errors import DoesNotFitError, InputError
-from jaxtomo.slabs import cuts, for_report
+from jaxtomo.slabs import for_report
 
 
 @pytest.fixture
@@ -92,12 +92,6 @@ def test_shifts_are_taken_out_of_the_images(exposure):
     assert np.abs(difference).mean() < 0.3 * np.abs(series.images - still).mean()
     assert not moved.mask.all() and "splines" in moved.provenance["alignment"]
     assert prepare.shifted(series, pose.replace(shift=None)) is series
-
-
-def test_cuts_cover_all_rows():
-    for rows, slabs in ((10, 3), (7, 7), (64, 5)):
-        parts = cuts(rows, slabs)
-        assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
 
 
 def test_a_coarse_result_for_the_report_still_predicts_its_images(exposure):

@@ -30,14 +30,14 @@ class Demo:
 
 def run(settings: Demo, console: Console) -> Outcome:
     from .. import samples
-    from ..io import sha256
+    from ..io import inspect, sha256
 
     folder, needle = Path(settings.out), samples.path("needle.mrc")
     run_folder.check_place(folder, resume=False, overwrite=True)
     if run_folder.is_run(folder) and run_folder.recorded(folder).get("input", {}).get("sha256") != sha256(needle):
         raise InputError(f"{folder}: holds a run on another series. Give another folder with --out.")
     device.start()
-    from .reconstruct import outcome
+    from .reconstruct import outcome, planned
     from .running import carry_out
 
     asked = Reconstruct(
@@ -51,4 +51,5 @@ def run(settings: Demo, console: Console) -> Outcome:
         showing=settings.showing,
     )
     console.say("a real tilt series: 77 raw, misaligned HAADF-STEM images of a semiconductor needle (NIST)")
-    return outcome(asked, carry_out(asked, folder, None, console))
+    plan = planned(asked, inspect(needle, **asked.reading.arguments()), None, device.memory())
+    return outcome(asked, carry_out(asked, plan, folder, None, console))

@@ -71,12 +71,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory() -> Memory:
-    """What is free, of the computer and of the device."""
+def memory(most: float | None = None) -> Memory:
+    """What is free, of the computer (at most `most` bytes, if given) and of the device."""
     import jax
 
+    free = min((n for n in (free_memory(), most) if n is not None), default=None)
+    host = None if free is None else int(free)
     if jax.default_backend() == "cpu":
-        return Memory(free_memory())
+        return Memory(host)
     known = jax.devices()[0].memory_stats() or {}
     limit = known.get("bytes_limit")
-    return Memory(free_memory(), None if limit is None else limit - known.get("bytes_in_use", 0))
+    return Memory(host, None if limit is None else limit - known.get("bytes_in_use", 0))
+
+
+def peak_memory() -> int | None:
+    """The most bytes this process had in memory so far; None where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)

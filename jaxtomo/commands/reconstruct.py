@@ -90,9 +90,11 @@ class Running:
     """Replace the run in that folder."""
     dry_run: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Only say what would be done, with how much memory and time."""
-    slabs: Annotated[int, arg(metavar="N")] = 1
+    slabs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as few as fit into the memory)")] = None
     """Reconstruct N parts along the tilt axis one after the other, for volumes larger than memory
-    (with wbp, sirt, sart, and the plain Gaussian noise model)."""
+    (with wbp, sirt, sart, tv, and the plain Gaussian noise model)."""
+    memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
+    """How much memory the run may use."""
     fail_under: Annotated[Gates, arg(help_behavior_hint=NONE)] = field(default_factory=dict)
     """Exit with 5 where a number is worse (larger): misfit, prediction_error, held_out_error, resolution_nm or
     resolution_voxels."""
@@ -130,15 +132,14 @@ def run(settings: Reconstruct, console: Console) -> Outcome:
             return outcome(settings, before)
     facts = inspect(source, **settings.reading.arguments())
     device.start()
-    solver = methods.maker(settings.solving.method, settings.solving.steps, settings.solving.spectrum)(None)
-    planned = _plan(settings, facts, solver.steps)
-    free = device.memory()
-    plan.require(planned, free, source)
+    free = device.memory(None if settings.running.memory is None else 1e9 * settings.running.memory)
+    chosen = planned(settings, facts, before, free)
+    plan.require(chosen, free, source)
     if settings.running.dry_run:
-        return _dry(settings, facts, planned, free, folder)
+        return _dry(settings, facts, chosen, before, free, folder)
     from .running import carry_out
 
-    return outcome(settings, carry_out(settings, folder, before, console))
+    return outcome(settings, carry_out(settings, chosen, folder, before, console))
 
 
 def _check(settings: Reconstruct) -> None:
@@ -156,16 +157,19 @@ def _check(settings: Reconstruct) -> None:
         )
     if isinstance(solving.weight, float) and not solving.weight > 0:
         raise InputError(f"--weight {solving.weight:g}: is not above 0. Give a positive number, or auto.")
-    if running.slabs > 1 and (solving.likelihood != "gaussian" or solving.fit_intensity):
+    slabs = running.slabs or 1
+    if slabs > 1 and not plain_noise:
         raise InputError(
-            f"--slabs {running.slabs}: that noise model is fitted to all slices together. "
+            f"--slabs {slabs}: that noise model is fitted to all slices together. "
             "Leave --likelihood and --fit-intensity out, or bin the images with --bin."
         )
-    if running.slabs > 1 and solving.method not in plan.SLICED:
+    if slabs > 1 and solving.method not in plan.SLICED:
         raise InputError(
-            f"--slabs {running.slabs}: {solving.method} ties slices together. Take --method with one of "
+            f"--slabs {slabs}: {solving.method} ties all slices together. Take --method with one of "
             f"{', '.join(plan.SLICED)}, or bin the images with --bin."
         )
+    if running.memory is not None and not running.memory > 0:
+        raise InputError(f"--memory {running.memory:g}: is no amount of memory. Give GB, or leave it out.")
     for name, value, least in (
         ("--bin", preparing.bin, 1),
         ("--slabs", running.slabs, 1),
@@ -184,14 +188,15 @@ def _earlier(folder: Path, settings: Reconstruct) -> dict[str, Any]:
     """`run.json` of the run to go on with. Raises InputError naming the setting that is not the same now."""
     old = config.load(Reconstruct, folder / run_folder.CONFIG)
     ignored = {"file", *TRANSIENT}  # the file is recognised by its SHA-256
-    if settings.solving.method != "tvq" and settings.running.slabs == 1:
+    before = run_folder.recorded(folder) if (folder / run_folder.RECORD).is_file() else {}
+    if settings.solving.method != "tvq" and before.get("slabs", 1) == 1:
         ignored.add("steps")  # but the step length of tvq follows a plan, and all slabs take as many steps
-    for name, before, now in config.differences(old, lasting(settings), frozenset(ignored)):
+    for name, then, now in config.differences(old, lasting(settings), frozenset(ignored)):
         raise InputError(
-            f"{folder}: {name} was {_said(before)} and is {_said(now)} now. Resume with the same settings "
+            f"{folder}: {name} was {_said(then)} and is {_said(now)} now. Resume with the same settings "
             f"(--config {folder / run_folder.CONFIG}), or start afresh with --overwrite."
         )
-    return run_folder.recorded(folder) if (folder / run_folder.RECORD).is_file() else {}
+    return before
 
 
 def lasting(settings: Reconstruct) -> Reconstruct:
@@ -215,8 +220,19 @@ def _more_steps(before: dict[str, Any], settings: Reconstruct) -> bool:
     return wanted is not None and wanted > before.get("steps_asked", 0) and not before.get("converged", False)
 
 
-def _plan(settings: Reconstruct, facts: dict, usual: int) -> plan.Plan:
-    """The plan of a run on a file with these headers."""
+def planned(settings: Reconstruct, facts: dict, before: dict[str, Any] | None, free: plan.Memory) -> plan.Plan:
+    """The plan of a run on a file with these headers: in as many slabs as it was begun with, as are asked for, or else
+    as few as fit into the memory that is `free`."""
+    whole = _in_one(settings, facts)
+    if before is not None and before.get("slabs"):
+        return replace(whole, slabs=before["slabs"])
+    if settings.running.slabs is not None:
+        return replace(whole, slabs=settings.running.slabs)
+    solving = settings.solving
+    return whole if solving.likelihood != "gaussian" or solving.fit_intensity else plan.fewest_slabs(whole, free)
+
+
+def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
     solving, preparing = settings.solving, settings.preparing
     *_, count, ny, nx = facts["shape"]
     turns = 0 if facts["tilt_axis"] is None else facts["tilt_axis"]["quarter_turns"]
@@ -225,7 +241,7 @@ def _plan(settings: Reconstruct, facts: dict, usual: int) -> plan.Plan:
     if asked is not None:
         rows = max(1, min(rows, asked.stop) - asked.start)
     tilts = count - len(settings.reading.skip)
-    steps = solving.steps or usual
+    steps = solving.steps or methods.maker(solving.method, None, solving.spectrum)(None).steps
     trying = methods.tries_weights(solving.method, solving.weight, tilts)
     trial = min(steps, methods.TRIAL_STEPS.get(solving.method, steps))
     return plan.Plan(
@@ -235,20 +251,23 @@ def _plan(settings: Reconstruct, facts: dict, usual: int) -> plan.Plan:
         width=width,
         thickness=solving.thickness or width,
         steps=steps,
-        slabs=settings.running.slabs,
         device=device.backend(),
         cores=device.cores(),
         judged=solving.assess,
         trial_steps=trial * len(methods.WEIGHTS[solving.method]) if trying else 0,
+        binning=preparing.bin,
     )
 
 
-def _dry(settings: Reconstruct, facts: dict, planned: plan.Plan, free: plan.Memory, folder: Path) -> Outcome:
+def _dry(
+    settings: Reconstruct, facts: dict, chosen: plan.Plan, before: dict | None, free: plan.Memory, folder: Path
+) -> Outcome:
     from .summary import dry_document, dry_text
 
     if facts["problems"]:
         raise InputError(f"{facts['file']}: " + " ".join(f"{p['fact']} {p['cure']}" for p in facts["problems"]))
-    document = dry_document(facts, planned, free, folder)
+    why = "as asked" if settings.running.slabs else "as begun" if before else "the fewest that fit into the memory"
+    document = dry_document(facts, chosen, why, free, folder)
     return Outcome(dry_text(document), document)
 
 

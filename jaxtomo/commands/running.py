@@ -18,7 +18,12 @@ from ..console import Console, plain
 from ..data import Reconstruction
 from ..errors import InputError
 from ..io import sha256, write
-from ..prepare import read_binned
+from ..io.outgoing import outgoing
+from ..io.stored import Stored
+from ..io.write import write_angles
+from ..io.write_mrc import complete_mrc
+from ..plan import Plan
+from ..prepare import on_disk, read_binned
 from ..reporting import report
 from ..series import TiltSeries
 from ..slabs import for_report
@@ -28,7 +33,8 @@ from . import device
 from .options import TRANSIENT
 from .posing import posed
 from .reconstruct import Reconstruct, lasting
-from .solving import Task, held_out_error, interruptible, judged, refuse_diverged, solve_in_slabs, solve_whole
+from .solving import Task, held_out_error, interruptible, judged, middle, refuse_diverged, solve_whole
+from .streaming import solve_in_slabs
 
 
 class Stopped(KeyboardInterrupt):
@@ -52,63 +58,70 @@ class Stages:
             self.seconds[name] = round(time.perf_counter() - began, 3)
 
 
-def carry_out(settings: Reconstruct, folder: Path, before: dict[str, Any] | None, console: Console) -> dict[str, Any]:
+def carry_out(
+    settings: Reconstruct, plan: Plan, folder: Path, before: dict[str, Any] | None, console: Console
+) -> dict[str, Any]:
     """Run it; returns what `run.json` says in the end. `before` is what it said of the run to go on with.
 
     Raises Stopped when interrupted, after a checkpoint; any error removes what it began, unless a checkpoint is there.
     """
     solving, stages = settings.solving, Stages(console)
-    with stages("read", f"reading {settings.file}"):
-        series, digest = _read(settings, folder, before)
-    count, height, width = series.images.shape[-3:]
-    finding = "aligning" if settings.preparing.align and not settings.preparing.xf else "taking as aligned"
-    with stages("align", f"{finding} {count} images of {width} × {height} pixels"):
-        series, pose, alignment = posed(series, settings, console)
-    held = spread(count, solving.hold_out) if solving.hold_out else np.zeros(0, int)
-    weights = np.isin(np.arange(count), held, invert=True).astype(np.float32) if held.size else None
-    likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)
-    task = Task(settings, folder, console, series, pose, likelihood, weights, before is not None)
-    solver = _solver(task, before, stages)
-    steps = solving.steps or solver.steps
-    facts: dict[str, Any] = {
-        "status": "running",
-        "folder": str(folder),
-        "command": list(console.command),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        **device.describe(),
-        "input": {"file": str(settings.file), "sha256": digest},
-        "method": solving.method,
-        "seed": solving.seed,
-        "steps_asked": steps,
-        "weight": solver.settings.get("weight"),
-        "weight_chosen": methods.tries_weights(solving.method, solving.weight, series.tilt_deg.size),
-    }
-    kept = config.dump(lasting(settings), leaving_out=TRANSIENT)
-    if before is None:
-        run_folder.begin(folder, kept)
-    with keeping(folder, facts, stages, before is not None):
-        run_folder.record(folder, facts)
-        with interruptible(console) as asked, stages("solve", _solving_text(solving.method, steps, facts)):
-            solve = solve_in_slabs if settings.running.slabs > 1 else solve_whole
-            result = solve(task, solver, steps, asked)
-            if asked():
-                raise KeyboardInterrupt
-        refuse_diverged(result)
-        metrics = {"misfit": float(result.history["misfit"][-1])}
-        if solving.assess:
-            with stages("assess", "judging it by the even and the odd tilts apart"):
-                metrics |= judged(task, solver, result)
-        if held.size:
-            metrics |= held_out_error(task, result, held)
-        more = {"seed": solving.seed} | ({} if alignment is None else {"alignment": alignment})
-        result = result.replace(metrics=metrics, settings={**result.settings, **more})
-        with stages("write", f"writing the volume and the report to {folder}"):
-            files = _write(folder, result)
-        facts |= _results(result, metrics, stages, files)
-        run_folder.configure(folder, kept)  # a run that goes on may have more steps than it was begun with
-        run_folder.record(folder, facts)
-        if facts["converged"] or solving.method in ("wbp", "tvq") or settings.running.slabs > 1:
-            run_folder.drop_checkpoint(folder)
+    with run_folder.working(folder) if plan.slabs > 1 else contextlib.nullcontext() as work:
+        with stages("read", f"reading {settings.file}"):
+            series, digest = _read(settings, folder, before)
+        count, height, width = series.images.shape[-3:]
+        finding = "aligning" if settings.preparing.align and not settings.preparing.xf else "taking as aligned"
+        with stages("align", f"{finding} {count} images of {width} × {height} pixels"):
+            series, pose, alignment = posed(series, settings, console)
+            if work is not None:
+                series = on_disk(series, work)
+        held = spread(count, solving.hold_out) if solving.hold_out else np.zeros(0, int)
+        weights = np.isin(np.arange(count), held, invert=True).astype(np.float32) if held.size else None
+        likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)
+        task = Task(settings, plan, folder, console, series, pose, likelihood, weights, before is not None)
+        solver = _solver(task, before, stages)
+        steps = solving.steps or solver.steps
+        facts: dict[str, Any] = {
+            "status": "running",
+            "folder": str(folder),
+            "command": list(console.command),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **device.describe(),
+            "input": {"file": str(settings.file), "sha256": digest},
+            "method": solving.method,
+            "seed": solving.seed,
+            "steps_asked": steps,
+            "slabs": plan.slabs,
+            "weight": solver.settings.get("weight"),
+            "weight_chosen": methods.tries_weights(solving.method, solving.weight, series.tilt_deg.size),
+        }
+        kept = config.dump(lasting(settings), leaving_out=TRANSIENT)
+        if before is None:
+            run_folder.begin(folder, kept)
+        with keeping(folder, facts, stages, before is not None):
+            run_folder.record(folder, facts)
+            with interruptible(console) as asked, stages("solve", _solving_text(solving.method, steps, facts)):
+                solve = solve_in_slabs if plan.slabs > 1 else solve_whole
+                result = solve(task, solver, steps, asked)
+                if asked():
+                    raise KeyboardInterrupt
+            refuse_diverged(result)
+            metrics = {"misfit": float(result.history["misfit"][-1])}
+            if solving.assess:
+                with stages("assess", "judging it by the even and the odd tilts apart"):
+                    metrics |= judged(task, solver, result)
+            if held.size:
+                metrics |= held_out_error(task, result, held)
+            more = {"seed": solving.seed} | ({} if alignment is None else {"alignment": alignment})
+            result = result.replace(metrics=metrics, settings={**result.settings, **more})
+            with stages("write", f"writing the volume and the report to {folder}"):
+                files = _write(folder, result)
+            facts |= _results(result, metrics, stages, files)
+            facts["memory_bytes"] = {"planned": plan.host_bytes, "peak": device.peak_memory()}
+            run_folder.configure(folder, kept)  # a run that goes on may have more steps than it was begun with
+            run_folder.record(folder, facts)
+            if facts["converged"] or solving.method in ("wbp", "tvq") or plan.slabs > 1:
+                run_folder.drop_checkpoint(folder)
     return plain(facts)
 
 
@@ -154,7 +167,7 @@ def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver
         return make(before["weight"])
     candidates = methods.WEIGHTS[solving.method]
     with stages("weight", f"choosing the weight of {solving.method}: {len(candidates)} trials on a slab"):
-        problem = task.problem(task.series, task.pose, task.weights)
+        problem = task.problem(*middle(task, task.plan.tried_rows), task.weights)
         steps = solving.steps or make(None).steps
         steps = min(steps, methods.TRIAL_STEPS.get(solving.method, steps))
         weight, errors = choose_weight(problem, make, candidates, steps, key=task.key)
@@ -171,11 +184,20 @@ def _solving_text(method: str, steps: int, facts: dict[str, Any]) -> str:
 
 
 def _write(folder: Path, result: Reconstruction) -> list[str]:
-    """All results, or none of them; their names."""
+    """All results, or none of them; their names. A volume that lies in its own file already is only moved."""
     with run_folder.results(folder) as stage:
-        write(stage / "volume.mrc", result)
+        volume = stage / "volume.mrc"
+        stored = result.volume if isinstance(result.volume, Stored) else None
+        if stored is None:
+            write(volume, result)
+        else:
+            with run_folder.naming_disk_errors(stored.path):
+                complete_mrc(stored.path, outgoing(str(volume), result))
+                write_angles(volume.with_suffix(".rawtlt"), np.rad2deg(np.asarray(result.pose.tilt, float)))
         write(stage / "reconstruction.h5", result)
-        report(stage / "report.html", for_report(result) if isinstance(result.volume, np.memmap) else result)
+        report(stage / "report.html", result if stored is None else for_report(result))
+        if stored is not None:
+            stored.path.rename(volume)
         return sorted(file.name for file in stage.iterdir())
 
 

@@ -1,15 +1,13 @@
-"""The solve of a run, whole or in slabs, and the numbers that judge it."""
+"""The solve of a run, and the numbers that judge it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,11 +18,11 @@ from ..callbacks import checkpoint, progress, restore, stop_when_converged
 from ..console import Console
 from ..data import Pose, Problem, Reconstruction
 from ..errors import InputError
+from ..plan import Plan
 from ..prepare import rows_of
 from ..series import TiltSeries
-from ..slabs import reconstruct_slabs
 from ..solve import Solver, reconstruct
-from ..validate import SLAB, cross_check, prediction_error
+from ..validate import cross_check, prediction_error
 
 if TYPE_CHECKING:
     from .reconstruct import Reconstruct
@@ -37,11 +35,13 @@ class Task:
     """What a run has to solve.
 
     Attributes:
+        plan: how: in how many slabs, and on how many rows it is judged.
         weights: `[tilt]`, 0 for tilts held out; None if none are.
         again: whether there is a run to go on with.
     """
 
     settings: Reconstruct
+    plan: Plan
     folder: Path
     console: Console
     series: TiltSeries
@@ -58,10 +58,9 @@ class Task:
         thickness = self.settings.solving.thickness or self.series.images.shape[-1]
         return Problem(series, pose, self.likelihood, weights=weights, thickness=thickness)
 
-    def watchers(self, asked: Callable[[], bool]) -> list[Callable]:
-        """What stops the run when the user wants it, and shows how far it is."""
-        bars = [] if self.console.quiet else [progress()]
-        return [*bars, lambda now: "interrupted" if asked() else None]
+    def bars(self) -> list[Callable]:
+        """What shows how far the run is."""
+        return [] if self.console.quiet else [progress()]
 
 
 @contextlib.contextmanager
@@ -107,81 +106,39 @@ def solve_whole(task: Task, solver: Solver, steps: int, asked: Callable[[], bool
                 save(now)
 
     log = run_folder.step_log(task.folder, 0 if resume is None else resume[0])
-    watchers = [*task.watchers(asked), stop_when_converged(), log, keep]
+    watchers = [*task.bars(), lambda now: "interrupted" if asked() else None, stop_when_converged(), log, keep]
     return reconstruct(problem, solver, steps, key=task.key, callbacks=watchers, resume=resume, assess=False)
 
 
-def solve_in_slabs(task: Task, solver: Solver, steps: int, asked: Callable[[], bool]) -> Reconstruction:
-    """The volume part by part, into a file; parts that are finished need not be made again.
+def middle(task: Task, count: int) -> tuple[TiltSeries, Pose]:
+    """At most `count` rows in the middle of the images; all of them where the pose does not let rows be cut out."""
+    series, pose = task.series, task.pose
+    mixed = any(value is not None for value in (pose.rotation, pose.magnification, pose.second_tilt))
+    if task.plan.slabs == 1 and (mixed or count >= series.images.shape[-2]):
+        return series, pose
+    return rows_of(series, pose, middle_rows(series, count))
 
-    Raises KeyboardInterrupt when the user asks to stop.
-    """
-    settings = task.settings
-    place = task.folder / run_folder.CHECKPOINT
-    finished = place / run_folder.SLABS
-    with run_folder.naming_disk_errors(place):
-        place.mkdir(exist_ok=True)
-        parts: list[dict] = json.loads(finished.read_text()) if task.again and finished.is_file() else []
-        _, height, width = task.series.images.shape
-        shape = (settings.solving.thickness or width, height, width)
-        volume = np.lib.format.open_memmap(place / "volume.npy", "r+" if parts else "w+", np.float32, shape)
 
-    def watch(number: int) -> list[Callable]:
-        task.console.say(f"slab {number + 1} of {settings.running.slabs}")
-        return task.watchers(asked)
-
-    for part, energy in reconstruct_slabs(
-        task.series,
-        task.pose,
-        task.problem,
-        solver,
-        steps,
-        volume,
-        settings.running.slabs,
-        first=len(parts),
-        callbacks=watch,
-        weights=task.weights,
-        key=task.key,
-    ):
-        if asked() and len(part.history["misfit"]) < steps:  # stopped on the way
-            raise KeyboardInterrupt
-        parts.append({"misfit": part.history["misfit"].tolist(), "energy": energy, **part.settings})
-        with run_folder.naming_disk_errors(finished):
-            volume.flush()
-            finished.write_text(json.dumps(parts), encoding="utf-8")
-        if asked():
-            raise KeyboardInterrupt
-    energy = np.array([part["energy"] for part in parts])
-    misfit = np.array([part["misfit"] for part in parts])
-    history = {"misfit": np.sqrt((energy[:, None] * misfit**2).sum(0) / energy.sum())}
-    run_folder.step_log(task.folder)(SimpleNamespace(step=misfit.shape[1], history=history))
-    seconds = {name: sum(part[name] for part in parts) for name in ("seconds", "seconds_to_first_step")}
-    known = {name: value for name, value in parts[-1].items() if name not in ("misfit", "energy")}
-    result = Reconstruction(volume, task.pose, task.series, history, {}, {**known, **seconds, "slabs": len(parts)})
-    return result.replace(message=f"all {len(misfit[0])} steps done, in {len(parts)} slabs")
+def middle_rows(series: TiltSeries, count: int) -> slice:
+    height = series.images.shape[-2]
+    start = max(0, (height - count) // 2)
+    return slice(start, min(start + count, height))
 
 
 def judged(task: Task, solver: Solver, result: Reconstruction) -> dict[str, Any]:
-    """The numbers that need no truth, from all tilts; of a volume in slabs on its middle rows only."""
-    series, pose = task.series, task.pose
-    if task.settings.running.slabs > 1:
-        series, pose = rows_of(series, pose, middle_rows(series))
-    problem = task.problem(series, pose, None)
+    """The numbers that need no truth, from all tilts, on rows in the middle."""
+    problem = task.problem(*middle(task, task.plan.judged_rows), None)
     return cross_check(problem, solver, int(result.settings["steps"]), key=task.key)
 
 
-def middle_rows(series: TiltSeries) -> slice:
-    """What the quality of a volume in slabs is judged on."""
-    height = series.images.shape[-2]
-    start = max(0, (height - SLAB) // 2)
-    return slice(start, min(height, start + SLAB))
-
-
 def held_out_error(task: Task, result: Reconstruction, held: np.ndarray) -> dict[str, Any]:
-    """How well the volume predicts the tilts it was not made from; see `validate.prediction_error`."""
+    """How well the volume predicts the tilts it was not made from; see `validate.prediction_error`.
+
+    Of a volume in slabs only its middle rows are looked at.
+    """
     series, pose, volume = task.series, task.pose, result.volume
-    if task.settings.running.slabs > 1:
-        rows = middle_rows(series)
+    if task.plan.slabs > 1:
+        rows = middle_rows(series, task.plan.judged_rows)
         volume = volume[:, rows]
         series, pose = rows_of(series, pose, rows)
     problem = task.problem(series, pose, 1 - (np.ones(len(series.tilt_deg)) if task.weights is None else task.weights))

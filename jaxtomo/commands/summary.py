@@ -9,8 +9,8 @@ from ..console import table
 from ..plan import Memory, Plan, size
 
 
-def dry_document(facts: dict, planned: Plan, free: Memory, folder: Path) -> dict[str, Any]:
-    """What `--dry-run --json` prints."""
+def dry_document(facts: dict, planned: Plan, why: str, free: Memory, folder: Path) -> dict[str, Any]:
+    """What `--dry-run --json` prints; `why` says where the number of slabs is from."""
     return {
         "input": facts,
         "method": planned.method,
@@ -18,6 +18,8 @@ def dry_document(facts: dict, planned: Plan, free: Memory, folder: Path) -> dict
         "shape": [planned.thickness, planned.rows, planned.width],
         "tilts": planned.tilts,
         "slabs": planned.slabs,
+        "slab_rows": planned.slab_rows,
+        "slabs_because": why,
         "device": planned.device,
         "memory_bytes": {
             "host": planned.host_bytes,
@@ -40,12 +42,18 @@ def dry_text(document: dict[str, Any]) -> str:
         ("tilts", f"{document['tilts']}, {angles['min']:.4g}° to {angles['max']:.4g}°"),
         ("volume", f"{shape_text(document['shape'])} voxels [z, y, x]"),
         ("method", f"{document['method']}, up to {document['steps']} steps, on {document['device']}"),
-        ("slabs", document["slabs"] if document["slabs"] > 1 else None),
+        ("slabs", _slabs(document)),
         ("memory", memory),
         ("time", f"about {duration(document['seconds'])}"),
         ("folder", document["folder"]),
     ]
     return f"{document['input']['file']}: nothing is done, because of --dry-run\n{table(rows)}"
+
+
+def _slabs(document: dict[str, Any]) -> str | None:
+    if document["slabs"] == 1:
+        return None
+    return f"{document['slabs']} of {document['slab_rows']} rows, margins included: {document['slabs_because']}"
 
 
 def run_text(facts: dict[str, Any]) -> str:

@@ -53,10 +53,15 @@ def write(path: str | os.PathLike, thing: Reconstruction | TiltSeries | Any, vox
     with contextlib.ExitStack() as files:
         if out.tilt_deg is not None and (form == "mrc" or (out.is_series and form in ("tiff", "npy"))):
             angles = files.enter_context(replacing(path.with_suffix(".rawtlt")))
-            angles.write_text("".join(f"{angle:.6f}\n" for angle in out.tilt_deg), encoding="ascii")
+            write_angles(angles, out.tilt_deg)
         partial = files.enter_context(replacing(path, folder=form == "zarr"))
         _writer(form)(partial, out)
     return path
+
+
+def write_angles(path: Path, tilt_deg) -> None:
+    """Writes a `.rawtlt` file: degrees, one a line."""
+    path.write_text("".join(f"{angle:.6f}\n" for angle in tilt_deg), encoding="ascii")
 
 
 def _form(path: Path) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE, get_ext_header_dtype
 
 from .. import __version__
 from .outgoing import Outgoing, without_channels
+
+HEADER = HEADER_DTYPE.itemsize  # bytes before the voxels of a volume
 
 # which fields of an FEI1 record say something: application and its version, alpha tilt, tilt axis, pixel sizes
 _APPLICATION, _ALPHA_TILT, _TILT_AXIS, _PIXEL_SIZE = 0b11 << 3, 1 << 7, 1 << 12, 0b11 << 14
@@ -22,20 +24,31 @@ def write_mrc(partial: Path, out: Outgoing) -> None:
     """
     without_channels(out)
     records = _fei1(out) if out.is_series else b""
-    count, total, square, low, high = 0, 0.0, 0.0, np.inf, -np.inf
     with open(partial, "wb") as file:
-        file.write(bytes(HEADER_DTYPE.itemsize) + records)
-        for _, block in out.slabs():
-            file.write(block.data)
-            wide = block.astype(np.float64)
-            count, total, square = count + wide.size, total + wide.sum(), square + np.square(wide).sum()
-            low, high = min(low, float(block.min())), max(high, float(block.max()))
-        mean = total / count
+        file.write(bytes(HEADER) + records)
+        header = _header(out, len(records), file)
         file.seek(0)
-        file.write(_header(out, len(records), low, high, mean, np.sqrt(max(square / count - mean * mean, 0.0))))
+        file.write(header)
 
 
-def _header(out: Outgoing, extended: int, low: float, high: float, mean: float, rms: float) -> bytes:
+def complete_mrc(path: Path, out: Outgoing) -> None:
+    """Writes the header of a volume whose voxels are in the file already, from byte `HEADER` on: `out` reads them."""
+    header = _header(out, 0, None)
+    with open(path, "r+b") as file:
+        file.write(header)
+
+
+def _header(out: Outgoing, extended: int, file: BinaryIO | None) -> bytes:
+    """The header, with the statistics of all sections, which are written to `file`, if given, on the way."""
+    count, total, square, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    for _, block in out.slabs():
+        if file is not None:
+            file.write(block.data)
+        wide = block.astype(np.float64)
+        count, total, square = count + wide.size, total + wide.sum(), square + np.square(wide).sum()
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+    mean = total / count
+    rms = np.sqrt(max(square / count - mean * mean, 0.0))
     nz, ny, nx = out.shape
     voxel_A = 10.0 * (out.voxel_nm or 0.0)
     header: Any = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
