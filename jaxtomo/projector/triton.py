@@ -17,7 +17,6 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 
-from ..errors import InputError
 from . import xla
 from .xla import Footprint, joseph, shift_derivative, tilt_derivative, trapezoid
 
@@ -44,10 +43,12 @@ class Tiles(NamedTuple):
     gradient: Tile
 
 
+# Worked out, not measured: as many rows as fit the registers without a spill, so that most of the volume is read from
+# the first level of the cache (see the GPU section of benchmarks/RESULTS.md).
 TILES = {
-    "default": Tiles(forward=Tile((8, 32), 8), adjoint=Tile((8, 16), 4), gradient=Tile((4, 32), 8)),
+    "default": Tiles(forward=Tile((8, 64), 16), adjoint=Tile((8, 16), 4), gradient=Tile((4, 16), 8)),
 }
-"""By a part of the device's kind as JAX names it. `benchmarks/tune_triton.py` measures them and prints a new line."""
+"""By a part of the device's kind as JAX names it. `benchmarks/tune_triton.py` measures them and prints a line for it."""
 
 LINE = 128  # bytes of one line of the cache
 
@@ -62,10 +63,19 @@ KNOWN: dict[Footprint, tuple[str, str]] = {
 }
 
 
+def missing() -> str:
+    """Why these kernels cannot run here; empty where they can."""
+    absent = [name for name in ("triton", "jax_triton") if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"Python finds no {' and no '.join(absent)} here; jaxtomo[cuda] installs them"
+    if "cuda" not in jax.extend.backend.get_backend().platform_version.lower():
+        return f"JAX computes on {jax.default_backend()} here, and the kernels need a CUDA GPU"
+    return ""
+
+
 def available() -> bool:
     """Whether these kernels can run here: jax-triton is installed and JAX computes on a CUDA GPU."""
-    installed = all(importlib.util.find_spec(name) for name in ("triton", "jax_triton"))
-    return installed and "cuda" in jax.extend.backend.get_backend().platform_version.lower()
+    return not missing()
 
 
 def tiles() -> Tiles:
@@ -93,14 +103,10 @@ def geometry(tilt, shift):
 
 
 def _call(kernel: str, arrays, out, grid, tile: Tile, **constants):
-    """One of the kernels on `arrays`; `out` is the shape and dtype of what it writes."""
-    try:
-        import jax_triton
+    """One of the kernels on flat `arrays`; `out` is the shape and dtype of what it writes."""
+    import jax_triton  # pyright: ignore[reportMissingImports]
 
-        from . import triton_kernels
-    except ImportError as absent:
-        raise InputError(f"The Triton kernels need {absent.name}. Install jaxtomo[cuda], or leave them off.") from None
-    import triton.language as tl
+    from . import triton_kernels
 
     largest = max(a.size for a in (*arrays, out))
     return jax_triton.triton_call(
@@ -110,7 +116,7 @@ def _call(kernel: str, arrays, out, grid, tile: Tile, **constants):
         grid=grid,
         num_warps=tile.warps,
         num_stages=1,
-        index=tl.int32 if largest < 2**31 else tl.int64,
+        index=triton_kernels.tl.int32 if largest < 2**31 else triton_kernels.tl.int64,
         **constants,
     )
 
@@ -201,21 +207,20 @@ def adjoint(images, tilt, shift, shape: tuple[int, int], footprint: Footprint = 
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _pose_gradient(volume, images, tilt, shift, footprint):
-    """∂⟨images, forward(volume)⟩ by tilt and by shift: each `[tilt]`."""
+def _pose_gradient(volume, images, tilt, shift, footprint) -> jax.Array:
+    """∂⟨images, forward(volume)⟩ by tilt and by shift, `[2, tilt]`."""
     known = _known(footprint, volume, images)
     if known is None or known[1] != "value":
         return _pose_gradient_in_parts(volume, images, tilt, shift, footprint)
     call = functools.partial(pose_sums, footprint=known[0], tile=tiles().gradient)
-    by_tilt, by_shift = _one_by_one(call, volume, images, tilt, shift)
-    return by_tilt.astype(tilt.dtype), by_shift.astype(shift.dtype)
+    return _one_by_one(call, volume, images, tilt, shift).astype(tilt.dtype)
 
 
-def _pose_gradient_in_parts(volume, images, tilt, shift, footprint):
+def _pose_gradient_in_parts(volume, images, tilt, shift, footprint) -> jax.Array:
     """The same through a stack of images for each, which can be differentiated further."""
     slopes = tilt_derivative(footprint), shift_derivative(footprint)
-    sums = (forward(volume, tilt, shift, images.shape[1], slope) for slope in slopes)
-    return tuple(jnp.sum(images * p, axis=(1, 2)) for p in sums)
+    stacks = (images * forward(volume, tilt, shift, images.shape[1], slope) for slope in slopes)
+    return jnp.stack([jnp.sum(stack, axis=(1, 2)) for stack in stacks]).astype(tilt.dtype)
 
 
 def _forward_saved(volume, tilt, shift, width, footprint):
@@ -224,8 +229,8 @@ def _forward_saved(volume, tilt, shift, width, footprint):
 
 def _forward_pulled_back(width, footprint, saved, images):
     volume, tilt, shift = saved
-    along_pose = _pose_gradient(volume, images, tilt, shift, footprint)
-    return adjoint(images, tilt, shift, volume.shape[:2], footprint), *along_pose
+    by_pose = jnp.asarray(_pose_gradient(volume, images, tilt, shift, footprint))
+    return adjoint(images, tilt, shift, volume.shape[:2], footprint), by_pose[0], by_pose[1].astype(shift.dtype)
 
 
 def _adjoint_saved(images, tilt, shift, shape, footprint):
@@ -234,17 +239,17 @@ def _adjoint_saved(images, tilt, shift, shape, footprint):
 
 def _adjoint_pulled_back(shape, footprint, saved, volume):
     images, tilt, shift = saved
-    along_pose = _pose_gradient(volume, images, tilt, shift, footprint)
-    return forward(volume, tilt, shift, images.shape[1], footprint), *along_pose
+    by_pose = jnp.asarray(_pose_gradient(volume, images, tilt, shift, footprint))
+    return forward(volume, tilt, shift, images.shape[1], footprint), by_pose[0], by_pose[1].astype(shift.dtype)
 
 
 def _pose_gradient_saved(volume, images, tilt, shift, footprint):
     return _pose_gradient(volume, images, tilt, shift, footprint), (volume, images, tilt, shift)
 
 
-def _pose_gradient_pulled_back(footprint, saved, cotangents):
+def _pose_gradient_pulled_back(footprint, saved, cotangent):
     in_parts = functools.partial(_pose_gradient_in_parts, footprint=footprint)
-    return jax.vjp(in_parts, *saved)[1](cotangents)
+    return jax.vjp(in_parts, *saved)[1](cotangent)
 
 
 forward.defvjp(_forward_saved, _forward_pulled_back)

@@ -10,6 +10,7 @@ and the lower a row, the more rows share what the cache holds.
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 import triton
 import triton.language as tl
 
