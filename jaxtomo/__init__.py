@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import callbacks, io, metrics, phantoms, priors, projector, samples, simulate, solvers, validate
+    from . import callbacks, io, metrics, parallel, phantoms, priors, projector, samples, simulate, solvers, validate
     from .alignment import align
     from .data import Pose, Problem, Reconstruction
     from .errors import DoesNotFitError, InputError
@@ -38,6 +38,7 @@ __all__ = [
     "gaussian",
     "io",
     "metrics",
+    "parallel",
     "phantoms",
     "poisson",
     "priors",

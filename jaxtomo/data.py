@@ -70,7 +70,9 @@ class Problem:
         likelihood: `(predicted, measured, weights) -> misfit`; see `jaxtomo.likelihood`.
         shape: (nz, nx, ny) of the volume.
         footprint: of the projector.
+        voxel_nm: size of a voxel; None if it is not known.
         series: where the images came from.
+        mesh: the devices that share the work, or None for one; see `jaxtomo.parallel.split`.
     """
 
     images: jax.Array
@@ -79,7 +81,9 @@ class Problem:
     likelihood: Callable
     shape: tuple[int, int, int]
     footprint: Any
+    voxel_nm: float | None
     series: TiltSeries | None
+    mesh: jax.sharding.Mesh | None
 
     def __init__(
         self,
@@ -135,7 +139,9 @@ class Problem:
             likelihood=gaussian() if likelihood is None else likelihood,
             shape=(width if thickness is None else thickness, width, height),
             footprint=trapezoid if footprint is None else footprint,
+            voxel_nm=series.pixel_nm,
             series=series,
+            mesh=None,
         )
 
     def _set(self, images, weights, pose, **rest):
@@ -143,12 +149,14 @@ class Problem:
             object.__setattr__(self, name, value)
 
     def tree_flatten(self):
-        return (self.images, self.weights, self.pose), (self.likelihood, self.shape, self.footprint)
+        static = (self.likelihood, self.shape, self.footprint, self.voxel_nm, self.mesh)
+        return (self.images, self.weights, self.pose), static
 
     @classmethod
     def tree_unflatten(cls, static, arrays):
+        names = ("likelihood", "shape", "footprint", "voxel_nm", "mesh")
         problem = object.__new__(cls)
-        problem._set(*arrays, likelihood=static[0], shape=static[1], footprint=static[2], series=None)
+        problem._set(*arrays, **dict(zip(names, static, strict=True)), series=None)
         return problem
 
     def replace(self, **changes) -> Problem:
@@ -160,13 +168,13 @@ class Problem:
         """Predicted `images` of `volume [z, x, y]`."""
         from .projector import forward
 
-        return forward(volume, self.pose, self.images.shape[1], self.footprint)
+        return forward(volume, self.pose, self.images.shape[1], self.footprint, self.mesh)
 
     def back_project(self, images) -> jax.Array:
         """The exact adjoint of `project`."""
         from .projector import adjoint
 
-        return adjoint(images, self.pose, self.shape[:2], self.footprint)
+        return adjoint(images, self.pose, self.shape[:2], self.footprint, self.mesh)
 
     def explained(self, predicted) -> jax.Array:
         """`predicted` with whatever nuisances the likelihood fits, such as gain and offset, applied."""

@@ -12,26 +12,29 @@ from jax import lax
 Field = tuple[jax.Array, jax.Array, jax.Array]
 
 
+def _moved(array, axis: int, by: int):
+    """`array` moved by `by` voxels along `axis`; zeros move in. One pad, which devices that share the array exchange as
+    one face; slices and concatenations would send all of it."""
+    return lax.pad(array, jnp.zeros((), array.dtype), [(by * (a == axis), -by * (a == axis), 0) for a in range(3)])
+
+
+def _before_last(array, axis: int):
+    """`array` with its far face set to zero."""
+    index = lax.broadcasted_iota(jnp.int32, array.shape, axis)
+    return jnp.where(index < array.shape[axis] - 1, array, 0)
+
+
 def gradient(volume) -> Field:
     """Forward differences along the three axes; zero across the far faces (Neumann)."""
-
-    def difference(axis):
-        size = volume.shape[axis]
-        ahead = [lax.slice_in_dim(volume, start, None, axis=axis) for start in (1, size - 1)]
-        return jnp.concatenate(ahead, axis) - volume
-
-    return difference(0), difference(1), difference(2)
+    x, y, z = (_before_last(_moved(volume, axis, -1) - volume, axis) for axis in range(3))
+    return x, y, z
 
 
 def divergence(field: Field):
     """Minus the adjoint of `gradient`: ⟨gradient(v), g⟩ = -⟨v, divergence(g)⟩."""
-
-    def difference(axis):
-        inner = lax.slice_in_dim(field[axis], 0, field[axis].shape[axis] - 1, axis=axis)
-        before, after = ([(int(a == axis) * side, int(a == axis) * (1 - side)) for a in range(3)] for side in (1, 0))
-        return jnp.pad(inner, after) - jnp.pad(inner, before)
-
-    return difference(0) + difference(1) + difference(2)
+    inner = [_before_last(part, axis) for axis, part in enumerate(field)]
+    x, y, z = (part - _moved(part, axis, 1) for axis, part in enumerate(inner))
+    return x + y + z
 
 
 def squared_length(field: Field):

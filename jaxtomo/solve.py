@@ -191,6 +191,7 @@ def reconstruct(
         "seconds": round(seconds, 3),
         "seconds_to_first_step": round(compiled, 3),
         "device": str(next(iter(problem.images.devices()))),
+        "devices": len(problem.images.devices()),
         "backend": jax.default_backend(),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "jaxtomo": __version__,

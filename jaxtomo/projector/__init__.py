@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from ..data import Pose
 from ..errors import InputError
 from . import general, warp, xla
+from .split import across_rows, by_rows, gathered
 from .xla import joseph, trapezoid
 
 __all__ = ["adjoint", "back_project", "forward", "joseph", "project", "trapezoid"]
@@ -84,8 +85,10 @@ def _centre_rows(images, height):
     return images[:, -lacking // 2 : lacking // 2]
 
 
-def forward(volume, pose: Pose, width: int, footprint=trapezoid) -> jax.Array:
+def forward(volume, pose: Pose, width: int, footprint=trapezoid, mesh=None) -> jax.Array:
     """`project` in the axes of the kernels: `[tilt, x, y]` from `volume [z, x, y]`, on `width` detector columns.
+
+    With a `mesh`, each of its devices computes the rows it holds; see `jaxtomo.parallel`.
 
     A rotated or magnified image is warped from one wide enough for all of the volume. Without rotation and
     magnification, a shift across the axis moves the rays themselves and one along it slides the image, so nothing is
@@ -97,17 +100,24 @@ def forward(volume, pose: Pose, width: int, footprint=trapezoid) -> jax.Array:
     across = jnp.zeros(tilts, pose.tilt.dtype) if planar or pose.shift is None else pose.shift[:, 0]
     seen = _extent((volume.shape[0], volume.shape[1]), width) if planar else width
     if pose.second_tilt is None:
-        images = xla.forward(volume, pose.tilt, across, seen, footprint)
+        ray_sums = by_rows(lambda *given: xla.forward(*given, seen, footprint), mesh)
+        images = ray_sums(volume, pose.tilt, across)
     else:
-        images = general.forward(volume, pose.tilt, pose.second_tilt, across, seen)
+        images = _oblique(seen, mesh)(volume, pose.tilt, pose.second_tilt, across)
     if planar:
-        images = warp.warp(images, *_planar(pose), (width, volume.shape[2]))
+        frame = (width, volume.shape[2])
+        images = across_rows(lambda *given: warp.warp(*given, frame), mesh)(images, *_planar(pose))
     elif pose.shift is not None:
-        images = warp.slide(images, pose.shift[:, 1])
+        images = across_rows(warp.slide, mesh)(images, pose.shift[:, 1])
     return jnp.asarray(images)
 
 
-def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid) -> jax.Array:
+def _oblique(width, mesh):
+    """Ray sums through a second tilt: `(volume, tilt, second_tilt, shift) -> images`."""
+    return gathered(lambda volume, *pose: general.forward(volume, *pose, width=width), mesh)
+
+
+def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid, mesh=None) -> jax.Array:
     """The exact adjoint of `forward`: `[z, x, y]` from `images [tilt, x, y]`; `shape` is (nz, nx)."""
     images = jnp.asarray(images)
     tilts, width, ny = images.shape
@@ -115,16 +125,15 @@ def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid) -> 
         raise InputError(f"{tilts} images but {pose.tilt.shape[0]} poses. Give one pose an image.")
     across = jnp.zeros(tilts, pose.tilt.dtype)
     if pose.rotation is not None or pose.magnification is not None:
-        images = jnp.asarray(warp.unwarp(images, *_planar(pose), (_extent(shape, width), ny)))
+        frame = (_extent(shape, width), ny)
+        images = across_rows(lambda *given: warp.unwarp(*given, frame), mesh)(images, *_planar(pose))
     elif pose.shift is not None:
-        images, across = jnp.asarray(warp.slide(images, -pose.shift[:, 1])), pose.shift[:, 0]
+        images, across = across_rows(warp.slide, mesh)(images, -pose.shift[:, 1]), pose.shift[:, 0]
     if pose.second_tilt is None:
-        return xla.adjoint(images, pose.tilt, across, shape, footprint)
+        return by_rows(lambda *given: xla.adjoint(*given, shape, footprint), mesh)(images, pose.tilt, across)
     like = jax.ShapeDtypeStruct((*shape, ny), images.dtype)
-    ray_sums = functools.partial(
-        general.forward, tilt=pose.tilt, second=pose.second_tilt, shift=across, width=images.shape[1]
-    )
-    return jax.linear_transpose(ray_sums, like)(images)[0]
+    ray_sums = _oblique(images.shape[1], mesh)
+    return jax.linear_transpose(lambda v: ray_sums(v, pose.tilt, pose.second_tilt, across), like)(images)[0]
 
 
 def _extent(shape: tuple[int, int], width: int) -> int:

@@ -32,7 +32,7 @@ def _init(problem, key):
     if problem.likelihood is not gaussian():
         raise InputError("cgls solves the Gaussian likelihood only. Take sirt, tv or fit for another.")
     direction = jax.jit(Problem.back_project)(problem, problem.weights * problem.images)
-    return State(jnp.zeros_like(direction), problem.images, direction, jnp.vdot(direction, direction))
+    return State(jnp.zeros_like(direction), problem.images, direction, jnp.sum(direction**2))
 
 
 def _step(problem, state, key):
@@ -43,7 +43,7 @@ def _step(problem, state, key):
     length = jnp.where(curvature > 0, state.energy / jnp.where(curvature > 0, curvature, 1), 0)
     volume, residual = state.volume + length * state.direction, state.residual - length * projected
     slope = problem.back_project(problem.weights * residual)
-    energy = jnp.vdot(slope, slope)
+    energy = jnp.sum(slope**2)
     turn = jnp.where(state.energy > 0, energy / jnp.where(state.energy > 0, state.energy, 1), 0)
     return State(volume, residual, slope + turn * state.direction, energy), {"misfit": misfit}
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import likelihood, samples
 from ..errors import InputError
+from ..projector.split import across_rows, by_rows
 from ..solve import Solver
 from ..spectrum import Spectrum
 from .sirt import ray_lengths
@@ -46,31 +47,57 @@ def gaussian(spectrum: str | Spectrum = "fib_sem", weight: float = 1.0) -> Solve
     def init(problem, key):
         if problem.likelihood is not likelihood.gaussian():
             raise InputError("the Gaussian prior solves the Gaussian likelihood only.")
-        voxel_nm = problem.series.pixel_nm if problem.series is not None else None
-        finer = voxel_nm / known.voxel_nm if voxel_nm and np.isfinite(known.voxel_nm) else 1.0
-        power = np.interp(_frequencies(problem.shape) / finer, known.frequency, known.power).astype(np.float32)
-        return _init(problem, jnp.asarray(power), known.std / abs(known.mean), weight)
+        finer = problem.voxel_nm / known.voxel_nm if problem.voxel_nm and np.isfinite(known.voxel_nm) else 1.0
+        return _init(problem, finer, known.frequency, known.power, known.std / abs(known.mean), weight)
 
     return Solver(init, _step, _read, {"method": "gaussian", "spectrum": name, "weight": weight}, steps=100)
 
 
 def _frequencies(shape):
-    """|f| in cycles per voxel on the padded grid, the half that a real FFT keeps."""
+    """|f| in cycles per voxel on the padded grid, the half that a real FFT along x keeps."""
     z, x, y = (n + 2 * PADDING for n in shape)
-    return np.sqrt(np.fft.fftfreq(z)[:, None, None] ** 2 + np.fft.fftfreq(x)[:, None] ** 2 + np.fft.rfftfreq(y) ** 2)
+    fz, fx, fy = jnp.fft.fftfreq(z), jnp.fft.rfftfreq(x), jnp.fft.fftfreq(y)
+    return jnp.sqrt(fz[:, None, None] ** 2 + fx[:, None] ** 2 + fy**2)
 
 
-def _coloured(white, root):
-    """L ξ on the volume's grid."""
-    shape = white.shape
-    field = jnp.fft.irfftn(jnp.fft.rfftn(white) * root, shape)
-    return field[tuple(slice(PADDING, n - PADDING) for n in shape)]
+# The three-dimensional FFT is taken in two parts, so that devices that share the rows exchange them once on the way
+# there and once on the way back; rows are padded and cut while they are together.
 
 
-def _whitened(volume, root):
+def _coloured(white, root, mesh):
+    """L ξ = F⁻¹ (root · F ξ) on the volume's grid."""
+    depth, width, _ = white.shape
+
+    def along_y(spectrum, root):
+        return _cut(jnp.fft.ifft(jnp.fft.fft(spectrum, axis=2) * root, axis=2), (2,))
+
+    def back(spectrum):
+        return _cut(jnp.fft.irfft2(spectrum, (depth, width), axes=(0, 1)), (0, 1))
+
+    spectrum = by_rows(lambda v: jnp.fft.rfft2(v, axes=(0, 1)), mesh)(white)
+    return by_rows(back, mesh)(across_rows(along_y, mesh)(spectrum, root))
+
+
+def _whitened(volume, root, mesh):
     """Lᵀ v on the padded grid."""
-    padded = jnp.pad(volume, PADDING)
-    return jnp.fft.irfftn(jnp.fft.rfftn(padded) * root, padded.shape)
+    depth, width, _ = (n + 2 * PADDING for n in volume.shape)
+
+    def there(volume):
+        return jnp.fft.rfft2(_padded(volume, (0, 1)), axes=(0, 1))
+
+    def along_y(spectrum, root):
+        return jnp.fft.ifft(jnp.fft.fft(_padded(spectrum, (2,)), axis=2) * root, axis=2)
+
+    spectrum = across_rows(along_y, mesh)(by_rows(there, mesh)(volume), root)
+    return by_rows(lambda s: jnp.fft.irfft2(s, (depth, width), axes=(0, 1)), mesh)(spectrum)
+
+
+def _cut(array, axes):
+    return array[tuple(slice(PADDING, n - PADDING) if a in axes else slice(None) for a, n in enumerate(array.shape))]
+
+
+def _padded(array, axes):
+    return jnp.pad(array, [(PADDING * (a in axes),) * 2 for a in range(array.ndim)])
 
 
 def noise_variance(images):
@@ -83,31 +110,32 @@ def noise_variance(images):
 
 
 @jax.jit
-def _init(problem, power, contrast, weight):
+def _init(problem, finer, frequency, power, contrast, weight):
     lengths = ray_lengths(problem)
     mean = jnp.sum(problem.weights * problem.images) / jnp.sum(problem.weights * lengths)
     # No noise at all would leave nothing to stop the iteration at: a thousandth of the signal is the least.
     least = 1e-6 * jnp.mean(problem.images**2)
     noise = jnp.maximum(noise_variance(problem.images), least)
+    power = jnp.interp(_frequencies(problem.shape) / finer, frequency, power).astype(problem.images.dtype)
     root = jnp.sqrt(power) * contrast * jnp.abs(mean)
     residual = problem.images - mean * lengths
-    slope = _whitened(problem.back_project(problem.weights * residual), root)
-    return State(jnp.zeros_like(slope), residual, slope, jnp.vdot(slope, slope), root, mean, weight * noise)
+    slope = _whitened(problem.back_project(problem.weights * residual), root, problem.mesh)
+    return State(jnp.zeros_like(slope), residual, slope, jnp.sum(slope**2), root, mean, weight * noise)
 
 
 def _step(problem, state, key):
     scale = jnp.maximum(jnp.sum(problem.weights * problem.images**2), 1e-30)
     misfit = jnp.sqrt(jnp.sum(problem.weights * state.residual**2) / scale)
-    projected = problem.project(_coloured(state.direction, state.root))
-    curvature = jnp.sum(problem.weights * projected**2) + state.noise * jnp.vdot(state.direction, state.direction)
+    projected = problem.project(_coloured(state.direction, state.root, problem.mesh))
+    curvature = jnp.sum(problem.weights * projected**2) + state.noise * jnp.sum(state.direction**2)
     length = jnp.where(curvature > 0, state.energy / jnp.where(curvature > 0, curvature, 1), 0)
     white, residual = state.white + length * state.direction, state.residual - length * projected
-    slope = _whitened(problem.back_project(problem.weights * residual), state.root) - state.noise * white
-    energy = jnp.vdot(slope, slope)
+    slope = _whitened(problem.back_project(problem.weights * residual), state.root, problem.mesh) - state.noise * white
+    energy = jnp.sum(slope**2)
     turn = jnp.where(state.energy > 0, energy / jnp.where(state.energy > 0, state.energy, 1), 0)
     new = state._replace(white=white, residual=residual, direction=slope + turn * state.direction, energy=energy)
     return new, {"misfit": misfit, "slope": jnp.sqrt(energy)}
 
 
 def _read(problem, state):
-    return state.mean + _coloured(state.white, state.root), problem.pose
+    return state.mean + _coloured(state.white, state.root, problem.mesh), problem.pose

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import InputError
+from ..projector.split import by_rows
 from ..solve import Solver
 
 
@@ -70,9 +71,13 @@ def _stepper(window):
         response = jnp.fft.rfft(ramp(jnp.minimum(index, size - index))).real * window(jnp.fft.rfftfreq(size))
         live = jnp.broadcast_to(problem.weights, problem.images.shape)
         images = jnp.where(live > 0, problem.images, 0)
-        filtered = jnp.fft.irfft(jnp.fft.rfft(images, size, axis=1) * response[None, :, None], size, axis=1)
+
+        def filtered(images, response):
+            return jnp.fft.irfft(jnp.fft.rfft(images, size, axis=1) * response[:, None], size, axis=1)[:, :width]
+
         steps = tilt_steps(problem.pose.tilt, live.any((1, 2)))
-        volume = problem.back_project(filtered[:, :width] * steps[:, None, None])
+        images = by_rows(filtered, problem.mesh)(images, response)
+        volume = problem.back_project(images * steps[:, None, None])
         # A gap of 0: there is nothing to gain from a second step.
         return volume, {"misfit": problem.misfit(problem.project(volume))[0], "gap": jnp.zeros(())}
 

@@ -1,0 +1,185 @@
+"""Many devices: a mesh, and a problem with its solver split over it so that each device holds some rows of everything.
+
+    problem, solver = jt.parallel.split(problem, jt.tv(), jt.parallel.mesh())
+    result = jt.reconstruct(problem, solver)
+
+Volume and images are both split along the tilt axis. Projections then need no communication at all, a shift or turn in
+the image plane two all-to-alls of the images, which are N/T times smaller than the volume, and a total variation one
+row from each neighbour. Answers are those of one device, to float32 rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from .data import Problem
+from .errors import InputError
+from .projector.split import padded, rows
+from .solve import Solver
+
+
+def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
+    """A row of devices: these, or the first so many of all; by default all, those of other hosts included.
+
+    Raises InputError if there are not so many.
+    """
+    there = jax.devices()
+    if isinstance(devices, int):
+        if not 1 <= devices <= len(there):
+            raise InputError(
+                f"{devices} devices asked for; there are {len(there)} ({there[0].device_kind}). Give 1 to {len(there)}."
+            )
+        devices = there[:devices]
+    chosen = list(there if devices is None else devices)
+    return jax.make_mesh((len(chosen),), ("rows",), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Split:
+    """A solver's state at rest on a mesh.
+
+    Attributes:
+        state: as the solver made it, but for rows padded behind and split.
+        heights: how many rows each of its leaves has in truth; None for one that is whole on every device.
+    """
+
+    state: Any
+    heights: tuple[int | None, ...] = field(metadata={"static": True})
+
+
+def split(problem: Problem, solver: Solver, mesh: Mesh, height: int | None = None) -> tuple[Problem, Solver]:
+    """The same problem and solver on many devices, for `reconstruct` and for steps by hand.
+
+    Within its steps the solver sees the problem in its true shape. Between them, arrays of three axes with at least as
+    many rows as the volume (volumes, images, and what is made of them) are split along their last axis, padded to a
+    multiple of the devices; everything else is the same on every device. `read` gives NumPy arrays.
+
+    Args:
+        problem: what is asked; on several hosts the part that this one holds, `held_rows` of the whole.
+        solver: of any kind. Its `init` and `step` must be traceable by `jax.jit`.
+        mesh: the devices.
+        height: rows of the whole problem, if `problem` is a part.
+
+    Raises InputError if the problem is split already.
+    """
+    if problem.mesh is not None:
+        raise InputError("this problem is split over devices already. Split it once.")
+    height = problem.shape[2] if height is None else height
+    weights = problem.weights
+    if jax.process_count() > 1:  # a mask that only one host has must not make its program another one
+        weights = jnp.broadcast_to(weights, problem.images.shape)
+    placed = problem.replace(
+        images=_placed(problem.images, height, mesh),
+        weights=_placed(weights, height, mesh) if weights.shape[2] > 1 else jax.device_put(weights, _whole(mesh)),
+        pose=jax.tree.map(lambda a: jax.device_put(np.asarray(a), _whole(mesh)), problem.pose),
+        shape=(*problem.shape[:2], height),
+        mesh=mesh,
+    )
+    init = jax.jit(lambda problem, key: _packed(solver.init(_true(problem), key), problem))
+    read = jax.jit(lambda problem, state: _read(solver, problem, state))
+    return placed, solver._replace(
+        init=init, step=_split_step(solver.step), read=lambda problem, state: _fetched(problem, *read(problem, state))
+    )
+
+
+def held_rows(height: int, mesh: Mesh) -> slice:
+    """Which of `height` rows this host holds. Raises InputError if there are none left for it."""
+    local = set(mesh.local_mesh.devices.flat)
+    here = [i for i, device in enumerate(mesh.devices.flat) if device in local]
+    each = -(-height // mesh.size)
+    rows = slice(here[0] * each, min(height, (here[-1] + 1) * each))
+    if rows.start >= rows.stop:
+        raise InputError(
+            f"{height} rows in slabs of {each} leave none for host {jax.process_index()}. Take fewer devices."
+        )
+    return rows
+
+
+def fetched(array) -> np.ndarray:
+    """The rows of a split array `[·, ·, y]` that this host holds, padding included; any other array as it is."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[-1].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards], axis=-1)
+
+
+def _mesh_of(problem: Problem) -> Mesh:
+    if problem.mesh is None:
+        raise InputError("this solver was split over devices and the problem was not. Take both from parallel.split.")
+    return problem.mesh
+
+
+def _whole(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _placed(array, height: int, mesh: Mesh) -> jax.Array:
+    """A split array of `height` rows from the rows of it that this host holds."""
+    each = -(-height // mesh.size)
+    local = padded(np.asarray(array), each * len(mesh.local_mesh.devices.flat), -1)
+    return jax.make_array_from_process_local_data(rows(mesh), local, (*array.shape[:2], each * mesh.size))
+
+
+def _true(problem: Problem) -> Problem:
+    """The problem without padding, inside a compiled function."""
+    height, mesh, weights = problem.shape[2], _mesh_of(problem), problem.weights
+    return problem.replace(
+        images=_cut(problem.images, height, mesh),
+        weights=weights if weights.shape[2] == 1 else _cut(weights, height, mesh),
+    )
+
+
+def _cut(array, height: int, mesh: Mesh):
+    return lax.with_sharding_constraint(array[..., :height], rows(mesh))
+
+
+def _packed(state, problem: Problem) -> Split:
+    """The state as it rests on the mesh."""
+    mesh = _mesh_of(problem)
+    leaves, structure = jax.tree.flatten(state)
+    heights = tuple(a.shape[2] if a.ndim == 3 and a.shape[2] >= problem.shape[2] else None for a in leaves)
+    arrays = [
+        lax.with_sharding_constraint(*((a, _whole(mesh)) if n is None else (padded(a, mesh.size, 2), rows(mesh))))
+        for a, n in zip(leaves, heights, strict=True)
+    ]
+    return Split(jax.tree.unflatten(structure, arrays), heights)
+
+
+def _unpacked(split: Split, mesh: Mesh):
+    """The state as the solver made it."""
+    leaves, structure = jax.tree.flatten(split.state)
+    cut = [a if n is None else _cut(a, n, mesh) for a, n in zip(leaves, split.heights, strict=True)]
+    return jax.tree.unflatten(structure, cut)
+
+
+@functools.cache
+def _split_step(step):
+    """`step` between packed states; one function for one, so that it is compiled once."""
+
+    def split_step(problem, split, key):
+        state, info = step(_true(problem), _unpacked(split, _mesh_of(problem)), key)
+        return _packed(state, problem), info
+
+    return split_step
+
+
+def _read(solver, problem, split):
+    volume, pose = solver.read(_true(problem), _unpacked(split, _mesh_of(problem)))
+    mesh = _mesh_of(problem)
+    return lax.with_sharding_constraint(padded(volume, mesh.size, 2), rows(mesh)), pose
+
+
+def _fetched(problem, volume, pose):
+    volume = fetched(volume)
+    held = held_rows(problem.shape[2], _mesh_of(problem))
+    return volume[..., : held.stop - held.start], jax.tree.map(np.asarray, pose)
