@@ -18,12 +18,10 @@ if not all(importlib.util.find_spec(name) for name in ("triton", "jax_triton")):
     pytest.skip("jax-triton is not installed", allow_module_level=True)
 
 SHAPES = {  # (nz, nx, ny), width
-    "cube": ((8, 8, 8), 8),
     "one slice": ((9, 9, 1), 9),
-    "thin": ((3, 17, 5), 17),
-    "tall": ((15, 6, 2), 6),
+    "thin": ((3, 13, 5), 13),
     "wide detector": ((5, 6, 33), 14),
-    "narrow detector": ((12, 11, 4), 5),
+    "narrow detector": ((9, 8, 4), 5),
     "one voxel": ((1, 1, 3), 3),
 }
 TILTS = np.deg2rad([-90, -61, -45, -20.3, 0.1, 31, 45, 46, 75, 90, 133, 178], dtype=np.float32)
@@ -112,9 +110,9 @@ def test_sums_equal_the_float64_reference(name, footprint, interpreter):
     close(found, np.einsum("tuzx,tuy->zxy", matrix, images))
 
 
-@pytest.mark.parametrize("name", FOOTPRINTS, ids=" ".join)
+@pytest.mark.parametrize("name", [name for name in FOOTPRINTS if name[1] != "value"], ids=" ".join)
 @pytest.mark.parametrize("size", ["thin", "narrow detector"])
-def test_every_footprint_equals_xla(size, name, interpreter):
+def test_every_slope_equals_xla(size, name, interpreter):
     shape, width = SHAPES[size]
     volume, images = random(shape, 1), random((TILTS.size, width, shape[2]), 2)
     known = FOOTPRINTS[name]
@@ -223,14 +221,16 @@ def in_a_process_of_its_own(code: str, folder: Path):
     """What `code` prints as JSON last, where Triton compiles instead of interpreting."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder), "TRITON_DEFAULT_FP_FUSION": "1"}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", code, str(folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])
 
 
 COMPILED = r"""
-import json, re, subprocess, triton, triton.language as tl
+import json, re, subprocess, sys, triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from jaxtomo.projector import triton as tiled, triton_kernels
 
 geometry = dict(tilts=61, width=512, nz=512, nx=512, ny=512, footprint="trapezoid")
@@ -262,8 +262,10 @@ def compiled(name, dtype="fp32", index=tl.int32):
 
 def facts(program):
     ptx = program.asm["ptx"]
-    ptxas = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", "/dev/stdin", "-o", "/dev/null"]
-    said = subprocess.run(ptxas, input=ptx, capture_output=True, text=True, check=True).stderr
+    with open(sys.argv[1] + "/kernel.ptx", "w") as file:
+        file.write(ptx)
+    ptxas = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
+    said = subprocess.run(ptxas, capture_output=True, text=True, check=True).stderr
     return {
         "target": re.search(r"[.]target (\S+)", ptx)[1],
         "registers": int(re.search(r"Used (\d+) registers", said)[1]),

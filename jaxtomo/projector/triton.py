@@ -48,7 +48,7 @@ class Tiles(NamedTuple):
 TILES = {
     "default": Tiles(forward=Tile((8, 64), 16), adjoint=Tile((8, 16), 4), gradient=Tile((4, 16), 8)),
 }
-"""By a part of the device's kind as JAX names it. `benchmarks/tune_triton.py` measures them and prints a line for it."""
+"""By a part of the device's kind as JAX names it. `benchmarks/tune_triton.py` measures them and prints a new line."""
 
 LINE = 128  # bytes of one line of the cache
 
