@@ -29,9 +29,9 @@ class Whole(NamedTuple):
         density: that is typical of the specimen; see `fit.rough`.
     """
 
-    energy: float
-    voxels: float
-    density: float
+    energy: float | jax.Array
+    voxels: float | jax.Array
+    density: float | jax.Array
 
 
 class State(NamedTuple):
@@ -83,7 +83,7 @@ def _init(problem, weight, whole):
         field=gradient(jnp.zeros(size, images.dtype)),
         weight=weight,
         density=density,
-        energy=jnp.asarray(whole.energy, images.dtype) / density**2,
+        energy=jnp.maximum(jnp.asarray(whole.energy, images.dtype) / density**2, 1e-30),
         rows=inverse(ray_lengths(problem), 0.01) * BALANCE * weight,
         columns=columns / (BALANCE * weight),
         count=jnp.asarray(0),
@@ -124,7 +124,7 @@ def _gap(problem, weight, measured, precision, volume, images, field):
     live = precision > 0
     conjugate = jnp.sum(jnp.where(live, images**2 / jnp.where(live, precision, 1), 0)) / 2
     slope = problem.back_project(images) - divergence(field)
-    dual = 2 * jnp.max(volume) * jnp.sum(jnp.minimum(slope, 0)) - jnp.vdot(measured, images) - conjugate
+    dual = 2 * jnp.max(volume) * jnp.sum(jnp.minimum(slope, 0)) - jnp.sum(measured * images) - conjugate
     return (primal - dual) / jnp.maximum(primal, 1e-30)  # both are 0 where nothing was measured
 
 
