@@ -52,7 +52,7 @@ HELD = 2  # stacks a run holds beside the solver: its images, and those of the p
 PASSED = Need(1, 3, 0, 0)  # beside the solver of a slab: the last one's volume and the next one's images
 JUDGE = Need(18, 6, 0, 0)  # of the quality numbers, for the rows they are judged on
 REPORT = Need(4, 9, 1, 0)  # of the report and the writing, after the solver's memory is free
-REPORTED = 256  # voxels: a volume in slabs is binned for the report until no side is longer
+REPORTED = (256, 192, 128, 96, 64)  # voxels: a volume in slabs is binned for the report until no side is longer
 BINNINGS = (2, 3, 4, 6, 8, 12, 16)
 PROJECTED = {"cpu": 5e9, "gpu": 4e11, "tpu": 2e11}  # voxels × tilts a second; of a CPU, for each core
 MOVED = {"cpu": 1.5e9, "gpu": 5e11, "tpu": 3e11}  # voxels read or written a second; of a CPU, for each core
@@ -109,6 +109,15 @@ class Plan:
         return max(1, min(most, int(most * self._solving_bytes / self._needed(JUDGE, most))))
 
     @property
+    def reported(self) -> int:
+        """Longest side of a volume in slabs in its report: as long as memory has room for in slabs."""
+        for longest in REPORTED:
+            shown = self._binned_to(longest)
+            if shown._needed(REPORT, shown.rows) <= self._solving_bytes:
+                return longest
+        return REPORTED[-1]
+
+    @property
     def tried_rows(self) -> int:
         """Rows in the middle that weights are tried on."""
         return min(TRIED, self.slab_rows)
@@ -154,8 +163,11 @@ class Plan:
 
     @property
     def _reporting_bytes(self) -> int:
-        shown = self if self.slabs == 1 else self.binned(-(-max(self.thickness, self.rows, self.width) // REPORTED))
-        return self._needed(REPORT, self.rows) if shown is self else shown._needed(REPORT, shown.rows)
+        shown = self if self.slabs == 1 else self._binned_to(self.reported)
+        return shown._needed(REPORT, shown.rows)
+
+    def _binned_to(self, longest: int) -> Plan:
+        return self.binned(-(-max(self.thickness, self.rows, self.width) // longest))
 
     @property
     def seconds(self) -> float:

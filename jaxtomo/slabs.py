@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .data import Problem, Reconstruction
-from .plan import REPORTED
 from .prepare import binned
 from .solve import Solver, reconstruct
 from .solvers.fit import rough
@@ -143,7 +142,7 @@ def _between(problem, start, stop):
     return (row >= start) & (row < stop)
 
 
-def for_report(result: Reconstruction, longest: int = REPORTED) -> Reconstruction:
+def for_report(result: Reconstruction, longest: int) -> Reconstruction:
     """The result on a coarser grid, small enough to be looked at as a whole: `volume` may be a file on disk."""
     factor = -(-max(result.volume.shape) // longest)
     if factor == 1 or result.series is None:

@@ -115,7 +115,7 @@ def carry_out(
             more = {"seed": solving.seed} | ({} if alignment is None else {"alignment": alignment})
             result = result.replace(metrics=metrics, settings={**result.settings, **more})
             with stages("write", f"writing the volume and the report to {folder}"):
-                files = _write(folder, result)
+                files = _write(task, result)
             facts |= _results(result, metrics, stages, files)
             facts["memory_bytes"] = {"planned": plan.host_bytes, "peak": device.peak_memory()}
             run_folder.configure(folder, kept)  # a run that goes on may have more steps than it was begun with
@@ -183,9 +183,9 @@ def _solving_text(method: str, steps: int, facts: dict[str, Any]) -> str:
     return f"reconstructing: {method}{limit}, on the {facts['device']['backend'].upper()}"
 
 
-def _write(folder: Path, result: Reconstruction) -> list[str]:
+def _write(task: Task, result: Reconstruction) -> list[str]:
     """All results, or none of them; their names. A volume that lies in its own file already is only moved."""
-    with run_folder.results(folder) as stage:
+    with run_folder.results(task.folder) as stage:
         volume = stage / "volume.mrc"
         stored = result.volume if isinstance(result.volume, Stored) else None
         if stored is None:
@@ -195,7 +195,7 @@ def _write(folder: Path, result: Reconstruction) -> list[str]:
                 complete_mrc(stored.path, outgoing(str(volume), result))
                 write_angles(volume.with_suffix(".rawtlt"), np.rad2deg(np.asarray(result.pose.tilt, float)))
         write(stage / "reconstruction.h5", result)
-        report(stage / "report.html", result if stored is None else for_report(result))
+        report(stage / "report.html", result if stored is None else for_report(result, task.plan.reported))
         if stored is not None:
             stored.path.rename(volume)
         return sorted(file.name for file in stage.iterdir())
