@@ -72,10 +72,14 @@ def stop_after(seconds: float) -> Callable:
 def checkpoint(folder: str | Path, every: float = 30.0) -> Callable:
     """Keep the newest state in `folder`, at most every `every` seconds, and at the end or on an interruption.
 
-    Written by Orbax beside the last one and renamed, so that a stop at any moment leaves a whole checkpoint.
+    Written by Orbax beside the last one and renamed, so that a stop at any moment leaves a whole checkpoint. Of a state
+    that is split over hosts each writes its part.
     """
     import jax
     import orbax.checkpoint as ocp
+
+    from .hosts import agreed
+    from .parallel import true_shapes
 
     folder = Path(folder).absolute()
     manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True))
@@ -83,9 +87,13 @@ def checkpoint(folder: str | Path, every: float = 30.0) -> Callable:
 
     def save(now) -> None:
         nonlocal last
-        if now.step and (now.message or time.monotonic() - last > every) and now.step != manager.latest_step():
-            leaves = jax.device_get(jax.tree.leaves(now.state))
-            kept = {"state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}, "history": dict(now.history)}
+        due = agreed(bool(now.message) or time.monotonic() - last > every)
+        if now.step and due and now.step != manager.latest_step():
+            kept = {
+                "state": {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(now.state))},
+                "rows": np.array([shape[-1] if shape else 0 for shape in true_shapes(now.state)]),
+                "history": dict(now.history),
+            }
             manager.save(now.step, args=ocp.args.StandardSave(kept), force=True)
             manager.wait_until_finished()
             last = time.monotonic()
@@ -96,28 +104,37 @@ def checkpoint(folder: str | Path, every: float = 30.0) -> Callable:
 def restore(folder: str | Path, problem, solver, key=None):
     """The newest checkpoint in `folder`, as `reconstruct(..., resume=...)` takes it.
 
-    Raises InputError where there is none, or where its arrays have other shapes than this problem and solver need.
+    It may have been written on another number of devices or hosts. Raises InputError where there is none, or where its
+    arrays have other shapes than this problem and solver need.
     """
     import jax
     import orbax.checkpoint as ocp
 
+    from .parallel import at_rest, true_shapes
+
     folder = Path(folder).absolute()
     step = None
     if folder.is_dir():
-        manager = ocp.CheckpointManager(folder)
+        manager = ocp.CheckpointManager(folder, item_handlers=ocp.StandardCheckpointHandler())
         step = manager.latest_step()
     if step is None:
         raise InputError(f"{folder}: no checkpoint there. Start without resume.")
-    key = jax.random.key(0) if key is None else key
-    like = jax.eval_shape(solver.init, problem, key)
-    saved = manager.restore(step, args=ocp.args.StandardRestore())
-    leaves = [saved["state"][name] for name in sorted(saved["state"])]
-    shapes = [tuple(np.shape(leaf)) for leaf in leaves]
-    wanted = [tuple(leaf.shape) for leaf in jax.tree.leaves(like)]
-    if shapes != wanted:
+    like = jax.eval_shape(solver.init, problem, jax.random.key(0) if key is None else key)
+    there = manager.item_metadata(step)
+    saved = [tuple(there["state"][name].shape) for name in sorted(there["state"])]
+    names, wanted = [f"{i:04d}" for i in range(len(saved))], true_shapes(like)
+    # A problem on another mesh has other padding behind its rows: only the rows themselves are compared.
+    asked = {
+        "state": dict(zip(names, jax.tree.leaves(at_rest(like, problem)), strict=False)),
+        "rows": np.zeros(there["rows"].shape, there["rows"].dtype),
+        "history": {name: np.zeros(a.shape, a.dtype) for name, a in there["history"].items()},
+    }
+    same = len(saved) == len(wanted) and [s[:-1] for s in saved] == [w[:-1] for w in wanted]
+    kept = manager.restore(step, args=ocp.args.StandardRestore(asked, strict=False)) if same else None
+    if kept is None or kept["rows"].tolist() != [shape[-1] if shape else 0 for shape in wanted]:
         raise InputError(
-            f"{folder}: the checkpoint holds {shapes}, this run needs {wanted}. "
+            f"{folder}: the checkpoint holds {saved}, this run needs {wanted}. "
             "Resume with the same input, method and settings, or start afresh."
         )
-    state = jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(leaf) for leaf in leaves])
-    return step, state, {name: np.asarray(values) for name, values in saved["history"].items()}
+    state = jax.tree.unflatten(jax.tree.structure(like), [kept["state"][name] for name in names])
+    return step, state, {name: np.asarray(values) for name, values in kept["history"].items()}

@@ -95,6 +95,7 @@ class Problem:
         thickness: int | None = None,
         width: int | None = None,
         footprint=None,
+        rows: slice | None = None,
     ):
         """Pose a reconstruction problem.
 
@@ -106,6 +107,8 @@ class Problem:
             thickness: voxels along the beam, nz; by default that of the width.
             width: voxels across the tilt axis, nx; by default that of the detector.
             footprint: by default `jaxtomo.projector.trapezoid`.
+            rows: which rows of the images this is about, where several hosts hold a part each; by default all. Only
+                they are read from a series that is on disk.
         """
         from .likelihood import gaussian
         from .projector import trapezoid
@@ -113,31 +116,33 @@ class Problem:
         if series.images.ndim != 3:
             raise InputError(f"{series.source}: {series.images.ndim}-dimensional images. Choose one channel.")
         tilts, height, detector = series.images.shape
+        rows = slice(0, height) if rows is None else rows
+        images = np.asarray(series.images[:, rows])
         if pose is None:
             pose = Pose.nominal(series.tilt_deg)
             if series.tilt_axis_deg:
                 pose = pose.replace(rotation=jnp.full(tilts, np.deg2rad(series.tilt_axis_deg), jnp.float32))
         if pose.tilt.shape[0] != tilts:
             raise InputError(f"{series.source}: {tilts} images but {pose.tilt.shape[0]} poses. Give one pose an image.")
-        if not np.isfinite(series.images).all():
-            bad = int((~np.isfinite(series.images)).sum())
+        if not np.isfinite(images).all():
+            bad = int((~np.isfinite(images)).sum())
             raise InputError(f"{series.source}: {bad} pixels are NaN or infinite. Read it with fill_nan=True.")
         believed = np.ones((tilts, 1, 1), np.float32)
         if series.mask is not None:
-            believed = believed * series.mask.swapaxes(1, 2)
+            believed = believed * np.asarray(series.mask[:, rows]).swapaxes(1, 2)
         if pose.shift is not None:
-            row = np.arange(height) - np.asarray(pose.shift)[:, 1, None]
+            row = np.arange(rows.start, rows.stop) - np.asarray(pose.shift)[:, 1, None]
             believed = believed * ((row >= 0) & (row <= height - 1))[:, None, :]
         if weights is not None:
             weights = np.asarray(weights, np.float32)
-            believed = believed * (weights[:, None, None] if weights.ndim == 1 else weights.swapaxes(1, 2))
+            believed = believed * (weights[:, None, None] if weights.ndim == 1 else weights[:, rows].swapaxes(1, 2))
         width = detector if width is None else width
         self._set(
-            jnp.asarray(np.ascontiguousarray(series.images.swapaxes(1, 2)), jnp.float32),
+            jnp.asarray(np.ascontiguousarray(images.swapaxes(1, 2)), jnp.float32),
             jnp.asarray(believed, jnp.float32),
             pose,
             likelihood=gaussian() if likelihood is None else likelihood,
-            shape=(width if thickness is None else thickness, width, height),
+            shape=(width if thickness is None else thickness, width, rows.stop - rows.start),
             footprint=trapezoid if footprint is None else footprint,
             voxel_nm=series.pixel_nm,
             series=series,

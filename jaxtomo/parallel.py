@@ -113,6 +113,28 @@ def fetched(array) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in shards], axis=-1)
 
 
+def true_shapes(state) -> list[tuple[int, ...]]:
+    """The shape of every array in a solver's state, without the padding of one that is split."""
+    leaves = jax.tree.leaves(state)
+    heights = state.heights if isinstance(state, Split) else [None] * len(leaves)
+    return [tuple(np.shape(a)) if n is None else (*np.shape(a)[:-1], n) for a, n in zip(leaves, heights, strict=True)]
+
+
+def at_rest(state, problem: Problem):
+    """What `state`, as `jax.eval_shape` describes it, will be: shapes, types, and on which devices."""
+    if not isinstance(state, Split):
+        (device,) = problem.images.devices()
+        single = jax.sharding.SingleDeviceSharding(device)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=single), state)
+    mesh = _mesh_of(problem)
+    leaves, structure = jax.tree.flatten(state)
+    placed = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=_whole(mesh) if n is None else rows(mesh))
+        for a, n in zip(leaves, state.heights, strict=True)
+    ]
+    return jax.tree.unflatten(structure, placed)
+
+
 def _mesh_of(problem: Problem) -> Mesh:
     if problem.mesh is None:
         raise InputError("this solver was split over devices and the problem was not. Take both from parallel.split.")

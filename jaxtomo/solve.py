@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import __version__
+from . import __version__, hosts
 from . import callbacks as default_callbacks
 from .data import Problem, Reconstruction
 from .errors import InputError
@@ -154,7 +154,7 @@ def reconstruct(
     try:
         while message is None:
             started = time.perf_counter()
-            count = min(chunk, steps - done, CHUNK - done % CHUNK)
+            count = hosts.same(min(chunk, steps - done, CHUNK - done % CHUNK))
             with whole_chunk():
                 state, info = run_steps(problem, state, key, done, count, step=solver.step)
                 info = {name: np.asarray(values)[:count] for name, values in info.items()}
@@ -172,6 +172,8 @@ def reconstruct(
                 message = f"all {steps} steps done"
             if message is None:
                 message = next(iter(show(None)), None)
+                if hosts.agreed(message is not None):
+                    message = message or "stopped by another process of this run"
     except KeyboardInterrupt:
         show(f"interrupted after step {done}")
         raise

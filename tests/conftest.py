@@ -1,8 +1,8 @@
-"""Every test runs on four CPU devices, with rank promotion and every warning an error."""
+"""Every test runs on eight CPU devices, with rank promotion and every warning an error."""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from pathlib import Path

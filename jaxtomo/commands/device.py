@@ -47,9 +47,17 @@ def describe() -> dict[str, Any]:
     """The device that computes and the versions of what runs on it."""
     import jax
 
+    from ..projector import kernels
+
     device = jax.devices()[0]
     return {
-        "device": {"backend": jax.default_backend(), "kind": device.device_kind, "count": jax.device_count()},
+        "device": {
+            "backend": jax.default_backend(),
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "hosts": jax.process_count(),
+            "projector": kernels().__name__.rpartition(".")[2],
+        },
         "versions": {
             "jaxtomo": __version__,
             **{name: version(name) for name in ("jax", "jaxlib", "numpy")},

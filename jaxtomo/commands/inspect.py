@@ -22,6 +22,8 @@ class Inspect:
 
     file: Annotated[str | None, Positional, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """A tilt series, a folder of images, or a pattern such as 'tilt_*.tif'."""
+    devices: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Say instead what this computer would compute on, and with which projector; takes no FILE."""
     reading: Reading = field(default_factory=Reading)
     showing: Showing = field(default_factory=Showing)
 
@@ -29,10 +31,31 @@ class Inspect:
 def run(settings: Inspect, console: Console) -> Outcome:
     from ..io import inspect
 
+    if settings.devices:
+        return _devices()
     facts = inspect(required(settings.file, "FILE"), **settings.reading.arguments())
     problems = [f"{problem['fact']} {problem['cure']}" for problem in facts["problems"]]
     warning = f"{facts['file']}: {' '.join(problems)}" if problems else ""
     return Outcome(describe(facts), facts, code=3 if problems else 0, warning=warning)
+
+
+def _devices() -> Outcome:
+    from . import device
+
+    device.start()
+    facts = device.describe()
+    there, free = facts["device"], device.memory()
+    on_device = f", {size(free.device)} of a device" if free.device else ""
+    rows = [
+        ("devices", f"{there['count']} × {there['kind']} ({there['backend']})"),
+        (
+            "free",
+            f"{size(free.host or 0)} of the computer" + (f", {size(free.device)} of a device" if free.device else ""),
+        ),
+        ("projector", f"{there['projector']} kernels"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
+    ]
+    return Outcome(table(rows), facts)
 
 
 def describe(facts: dict) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,25 @@ from .split import across_rows, by_rows, gathered
 from .xla import joseph, trapezoid
 
 __all__ = ["adjoint", "back_project", "forward", "joseph", "project", "trapezoid"]
+
+
+@functools.cache
+def kernels() -> ModuleType:
+    """The kernels in use, chosen once: those of `xla`, which run everywhere, or of `triton` where the environment has
+    JAXTOMO_PROJECTOR=triton.
+
+    Raises InputError if they are asked for and cannot run.
+    """
+    asked = os.environ.get("JAXTOMO_PROJECTOR", "xla")
+    if asked == "xla":
+        return xla
+    if asked != "triton":
+        raise InputError(f"JAXTOMO_PROJECTOR={asked}: there are xla and triton. Set one of them, or nothing.")
+    from . import triton
+
+    if missing := triton.missing():
+        raise InputError(f"JAXTOMO_PROJECTOR=triton: {missing}. Unset it to compute with xla.")
+    return triton
 
 
 @functools.partial(jax.jit, static_argnames=("detector", "footprint"))
@@ -100,7 +121,7 @@ def forward(volume, pose: Pose, width: int, footprint=trapezoid, mesh=None) -> j
     across = jnp.zeros(tilts, pose.tilt.dtype) if planar or pose.shift is None else pose.shift[:, 0]
     seen = _extent((volume.shape[0], volume.shape[1]), width) if planar else width
     if pose.second_tilt is None:
-        ray_sums = by_rows(lambda *given: xla.forward(*given, seen, footprint), mesh)
+        ray_sums = by_rows(lambda *given: kernels().forward(*given, seen, footprint), mesh)
         images = ray_sums(volume, pose.tilt, across)
     else:
         images = _oblique(seen, mesh)(volume, pose.tilt, pose.second_tilt, across)
@@ -130,7 +151,7 @@ def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid, mes
     elif pose.shift is not None:
         images, across = across_rows(warp.slide, mesh)(images, -pose.shift[:, 1]), pose.shift[:, 0]
     if pose.second_tilt is None:
-        return by_rows(lambda *given: xla.adjoint(*given, shape, footprint), mesh)(images, pose.tilt, across)
+        return by_rows(lambda *given: kernels().adjoint(*given, shape, footprint), mesh)(images, pose.tilt, across)
     like = jax.ShapeDtypeStruct((*shape, ny), images.dtype)
     ray_sums = _oblique(images.shape[1], mesh)
     return jax.linear_transpose(lambda v: ray_sums(v, pose.tilt, pose.second_tilt, across), like)(images)[0]
