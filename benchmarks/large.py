@@ -169,7 +169,7 @@ def made(folder: Path, size: int, tilts: int) -> Path:
             columns = np.flatnonzero(np.abs(u - centre) < radius)
             square = radius**2 - (v[rows, None] - y) ** 2 - (u[columns] - centre) ** 2
             image[np.ix_(rows, columns)] += 2 * np.sqrt(np.maximum(square, 0))
-    said = dict.fromkeys(("images", "tilt_deg", "pixel_nm", "tilt_axis"), "made by benchmarks/large.py")
+    said = {name: "made by benchmarks/large.py" for name in ("images", "tilt_deg", "pixel_nm", "tilt_axis")}
     jt.write(path, jt.TiltSeries(images, angles, 1.0, provenance=said))
     return path
 

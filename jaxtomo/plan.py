@@ -48,6 +48,7 @@ SLICED = {"wbp": MARGIN, "sirt": MARGIN, "sart": MARGIN, "tv": HALO}
 
 PROGRAM = 500_000_000  # bytes of the program itself: libraries, compiled code
 PREPARE = 4  # stacks while the images are aligned: as read, cleaned, smoothed, their masks
+STREAMED = 200_000_000  # bytes while images are read and cleaned a few at a time
 HELD = 2  # stacks a run holds beside the solver: its images, and those of the problem on their way
 PASSED = Need(1, 3, 0, 0)  # beside the solver of a slab: the last one's volume and the next one's images
 JUDGE = Need(18, 6, 0, 0)  # of the quality numbers, for the rows they are judged on
@@ -75,6 +76,7 @@ class Plan:
         judged: whether the quality numbers are computed too.
         trial_steps: steps spent on a slab of `TRIED` rows to choose the weight.
         binning: of the images after they are read.
+        streamed: whether slabs can be read without ever holding all images, which only a search for shifts needs.
     """
 
     method: str
@@ -89,6 +91,7 @@ class Plan:
     judged: bool = True
     trial_steps: int = 0
     binning: int = 1
+    streamed: bool = False
 
     @property
     def margin(self) -> int:
@@ -147,6 +150,8 @@ class Plan:
 
     @property
     def _preparing_bytes(self) -> int:
+        if self.streamed and self.slabs > 1:
+            return STREAMED
         return int(PREPARE * self.stack_bytes + (self.binning**2 if self.binning > 1 else 0) * self.stack_bytes)
 
     @property

@@ -3,7 +3,9 @@ cut out of a series."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,13 @@ import numpy as np
 from .background import unmeasured, vacuum
 from .data import Pose
 from .errors import DoesNotFitError, InputError
-from .io import read
+from .io import inspect, read
+from .io.reading import check
 from .io.stored import Stored
 from .series import TiltSeries
 
 SMALLEST = 8  # pixels that a side must keep after binning
+PART = 64 << 20  # bytes of a series that are read at once where it is read a few rows at a time
 
 
 def read_binned(path, factor: int = 1, **reading) -> TiltSeries:
@@ -25,23 +29,50 @@ def read_binned(path, factor: int = 1, **reading) -> TiltSeries:
     try:
         return binned(read(path, **reading), factor)
     except DoesNotFitError:
-        from .io import inspect
-
-        facts = inspect(path, **reading)
-        turns = (facts["tilt_axis"] or {"quarter_turns": 0})["quarter_turns"]
-        rows = facts["shape"][-2 if turns % 2 == 0 else -1] // factor * factor
-        step = factor * max(1, 64 // factor)
-        parts = [
-            binned(read(path, **reading, rows=slice(start, min(start + step, rows))), factor)
-            for start in range(0, rows, step)
-        ]
+        parts = [part for _, _, part in _few_rows_at_a_time(path, factor, reading)]
         masked = any(part.mask is not None for part in parts)
         masks = [np.ones(part.images.shape, bool) if part.mask is None else part.mask for part in parts]
         return parts[0].replace(
             images=np.concatenate([part.images for part in parts], axis=-2),
             mask=np.concatenate(masks, axis=-2) if masked else None,
-            provenance={**parts[0].provenance, "images": parts[0].provenance["images"] + " Read a few rows at a time."},
         )
+
+
+def read_to_disk(path, folder: Path, factor: int = 1, **reading) -> TiltSeries:
+    """`read_binned` of a series of one channel, a few rows at a time, into files in `folder`; see `Stored`.
+
+    Raises InputError as `jaxtomo.read` does, and if the disk has no room.
+    """
+    masked, files = False, []
+    first: Any = None
+    for height, rows, part in _few_rows_at_a_time(path, factor, reading):
+        if first is None:
+            first, shape = part, (part.images.shape[0], height, part.images.shape[2])
+            files = [Stored(folder / "images", shape), Stored(folder / "mask", shape, np.dtype(bool))]
+            for file in files:
+                file.allocate()
+        masked |= part.mask is not None
+        files[0].put(rows, part.images)
+        files[1].put(rows, np.ones(part.images.shape, bool) if part.mask is None else part.mask)
+    images, mask = files
+    check(path, images, tilt_axis=reading.get("tilt_axis"), dataset=reading.get("dataset"))
+    return first.replace(images=images, mask=mask if masked else None)
+
+
+def _few_rows_at_a_time(path, factor: int, reading: dict) -> Iterator[tuple[int, slice, TiltSeries]]:
+    """A series in parts: how many rows the whole has after binning, which are in this part, and that."""
+    facts = inspect(path, **reading)
+    turns = (facts["tilt_axis"] or {"quarter_turns": 0})["quarter_turns"]
+    *lead, ny, nx = facts["shape"]
+    height, width = (ny, nx) if turns % 2 == 0 else (nx, ny)
+    _check_binning(path, height, width, factor)
+    step = max(1, int(PART // (4 * np.prod(lead) * width * factor)))
+    for start in range(0, height // factor, step):
+        rows = slice(start, min(start + step, height // factor))
+        there = slice(rows.start * factor, rows.stop * factor)
+        part = _means(read(path, **reading, rows=there), factor)
+        said = part.provenance["images"].replace(f"Rows {there.start}:{there.stop} only.", "Read a few rows at a time.")
+        yield height // factor, rows, part.replace(provenance={**part.provenance, "images": said})
 
 
 def binned(series: TiltSeries, factor: int) -> TiltSeries:
@@ -52,15 +83,24 @@ def binned(series: TiltSeries, factor: int) -> TiltSeries:
 
     Raises InputError if too little would be left.
     """
+    height, width = series.images.shape[-2:]
+    _check_binning(series.source, height, width, factor)
+    return _means(series, factor)
+
+
+def _check_binning(source, height: int, width: int, factor: int) -> None:
+    small = height // factor if factor > 0 else 0, width // factor if factor > 0 else 0
+    if factor != 1 and min(small) < SMALLEST:
+        raise InputError(
+            f"{source}: {height} × {width} pixels binned {factor}-fold leave {small[0]} × {small[1]}. "
+            f"Bin by {max(1, min(height, width) // SMALLEST)} at most (--bin)."
+        )
+
+
+def _means(series: TiltSeries, factor: int) -> TiltSeries:
     if factor == 1:
         return series
-    ny, nx = series.images.shape[-2:]
-    small = (ny // factor, nx // factor)
-    if factor < 1 or min(small) < SMALLEST:
-        raise InputError(
-            f"{series.source}: {ny} × {nx} pixels binned {factor}-fold leave {small[0]} × {small[1]}. "
-            f"Bin by {max(1, min(ny, nx) // SMALLEST)} at most (--bin)."
-        )
+    small = [n // factor for n in series.images.shape[-2:]]
 
     def blocks(image):
         return image[: small[0] * factor, : small[1] * factor].reshape(small[0], factor, small[1], factor)
@@ -91,14 +131,13 @@ def as_it_is(series: TiltSeries, background=None) -> tuple[TiltSeries, Pose]:
         series: as read. A tilt axis that is off y, as the file or the user states it, goes into the pose.
         background: the vacuum level, one number or one an image; None for the one that the images show, if they do.
     """
-    stack = series.images if series.images.ndim == 3 else series.images.sum(0)
-    filled = unmeasured(stack)
-    mask = series.mask if filled is None else ~filled if series.mask is None else series.mask & ~filled
+    images = series.images
+    channels = [images] if images.ndim == 3 else list(images)
+    mask = _measured(images if images.ndim == 3 else images.sum(0), series.mask)
     if background is None:
-        channels = series.images.reshape(-1, *stack.shape)
         found = [vacuum(channel, mask) for channel in channels]
         level = np.stack([v.level if v.seen.any() else np.zeros_like(v.level) for v in found])
-        level = level.reshape(series.images.shape[:-2])
+        level = level.reshape(images.shape[:-2])
         note = (
             f"vacuum level {level.min():.6g} to {level.max():.6g}, the darkest that a part of each image agrees on, "
             "subtracted"
@@ -106,15 +145,36 @@ def as_it_is(series: TiltSeries, background=None) -> tuple[TiltSeries, Pose]:
             else "no vacuum is seen in the images, nothing subtracted"
         )
     else:
-        level = np.broadcast_to(np.asarray(background, float), series.images.shape[:-2])
+        level = np.broadcast_to(np.asarray(background, float), images.shape[:-2])
         note = f"{background:g} as given, subtracted"
     pose = Pose.nominal(series.tilt_deg)
     if series.tilt_axis_deg:
         turned = jnp.full(series.tilt_deg.size, np.deg2rad(series.tilt_axis_deg), jnp.float32)
         pose = pose.replace(rotation=turned)
-    images = series.images - level[..., None, None].astype(np.float32)
+    level = level[..., None, None].astype(np.float32)
+    if isinstance(images, Stored):
+        for i, image in enumerate(images):
+            images.put_first(i, image - level[i])
+    else:
+        images = images - level
     provenance = {**series.provenance, "background": note}
     return series.replace(images=images, mask=mask, provenance=provenance), pose
+
+
+def _measured(stack, mask) -> Any:
+    """`mask` without the borders that an earlier alignment filled in; of a stack on disk, beside it."""
+    if not isinstance(stack, Stored):
+        filled = unmeasured(stack)
+        return mask if filled is None else ~filled if mask is None else mask & ~filled
+    for i, image in enumerate(stack):
+        filled = unmeasured(image[None])
+        if filled is not None and mask is None:
+            mask = Stored(stack.path.with_name("mask"), stack.shape, np.dtype(bool)).allocate()
+            for k in range(stack.shape[0]):
+                mask.put_first(k, np.ones(stack.shape[1:], bool))
+        if filled is not None:
+            mask.put_first(i, mask[i] & ~filled[0])
+    return mask
 
 
 def on_disk(series: TiltSeries, folder: Path) -> TiltSeries:
@@ -122,6 +182,9 @@ def on_disk(series: TiltSeries, folder: Path) -> TiltSeries:
 
     Raises InputError if the disk has no room for them.
     """
+
+    if isinstance(series.images, Stored):
+        return series
 
     def stored(array, name):
         copy = Stored(folder / name, array.shape, array.dtype).allocate()

@@ -199,6 +199,46 @@ def test_a_series_on_disk_is_the_same_series(specimen, tmp_path):
             prepare.on_disk(series, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["s.mrc", "s.h5", "s.npy"])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_reading_to_disk_is_reading(name, factor, specimen, tmp_path, monkeypatch):
+    """A few rows at a time, with borders of an earlier alignment, and turned by a quarter."""
+    series = specimen[0].replace(mask=None)
+    images = series.images + 5 + np.random.default_rng(0).normal(0, 0.1, series.images.shape).astype(np.float32)
+    images[4, :6] = images[4].mean()
+    jt.write(tmp_path / name, series.replace(images=images))
+    given = {"angles": series.tilt_deg, "pixel_nm": 1.0}
+    for part, axis in ((4 * 15 * 24 * 9, "y"), (1, "y"), (1 << 30, "y"), (4 * 15 * 48 * 5, "x")):
+        monkeypatch.setattr(prepare, "PART", part)
+        expected = prepare.read_binned(tmp_path / name, factor, **given, tilt_axis=axis)
+        stored = prepare.read_to_disk(tmp_path / name, tmp_path, factor, **given, tilt_axis=axis)
+        assert isinstance(stored.images, Stored) and stored.mask is None
+        np.testing.assert_array_equal(stored.images, expected.images)
+        assert set(stored.provenance) == set(expected.provenance)
+        (clean, pose), (there, same) = prepare.as_it_is(expected), prepare.as_it_is(stored)
+        np.testing.assert_array_equal(there.images, clean.images)
+        assert (there.mask is None) == (clean.mask is None) and np.array_equal(same.tilt, pose.tilt)
+        if clean.mask is not None:
+            np.testing.assert_array_equal(there.mask, clean.mask)
+        assert there.provenance["background"] == clean.provenance["background"]
+
+
+def test_reading_to_disk_refuses_what_reading_refuses(tmp_path):
+    given = {"angles": np.arange(5.0), "tilt_axis": "y", "pixel_nm": 1.0}
+    images = np.random.default_rng(0).normal(size=(5, 16, 16)).astype(np.float32)
+    np.save(tmp_path / "equal.npy", np.ones_like(images))
+    with pytest.raises(jt.InputError, match="equal"):
+        prepare.read_to_disk(tmp_path / "equal.npy", tmp_path, **given)
+    images[2, 3, 4] = np.nan
+    np.save(tmp_path / "nan.npy", images)
+    with pytest.raises(jt.InputError, match="NaN"):
+        prepare.read_to_disk(tmp_path / "nan.npy", tmp_path, **given)
+    filled = prepare.read_to_disk(tmp_path / "nan.npy", tmp_path, **given, fill_nan=True)
+    assert np.asarray(filled.mask).sum() == images.size - 1
+    with pytest.raises(jt.InputError, match="Bin by 2"):
+        prepare.read_to_disk(tmp_path / "nan.npy", tmp_path, 3, **given, fill_nan=True)
+
+
 # Through the command line.
 
 

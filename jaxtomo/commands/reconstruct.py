@@ -256,6 +256,7 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
         judged=solving.assess,
         trial_steps=trial * len(methods.WEIGHTS[solving.method]) if trying else 0,
         binning=preparing.bin,
+        streamed=len(facts["shape"]) == 3 and (not preparing.align or preparing.xf is not None),
     )
 
 

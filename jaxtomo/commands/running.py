@@ -23,7 +23,7 @@ from ..io.stored import Stored
 from ..io.write import write_angles
 from ..io.write_mrc import complete_mrc
 from ..plan import Plan
-from ..prepare import on_disk, read_binned
+from ..prepare import on_disk, read_binned, read_to_disk
 from ..reporting import report
 from ..series import TiltSeries
 from ..slabs import for_report
@@ -68,7 +68,7 @@ def carry_out(
     solving, stages = settings.solving, Stages(console)
     with run_folder.working(folder) if plan.slabs > 1 else contextlib.nullcontext() as work:
         with stages("read", f"reading {settings.file}"):
-            series, digest = _read(settings, folder, before)
+            series, digest = _read(settings, plan, folder, before, work)
         count, height, width = series.images.shape[-3:]
         finding = "aligning" if settings.preparing.align and not settings.preparing.xf else "taking as aligned"
         with stages("align", f"{finding} {count} images of {width} × {height} pixels"):
@@ -147,11 +147,17 @@ def keeping(folder: Path, facts: dict[str, Any], stages: Stages, again: bool) ->
         raise
 
 
-def _read(settings: Reconstruct, folder: Path, before: dict[str, Any] | None) -> tuple[TiltSeries, str]:
+def _read(
+    settings: Reconstruct, plan: Plan, folder: Path, before: dict[str, Any] | None, work: Path | None
+) -> tuple[TiltSeries, str]:
+    """The series, in memory or in `work`, and the SHA-256 of its file."""
     digest = sha256(settings.file)
     if before and before.get("input", {}).get("sha256", digest) != digest:
         raise InputError(f"{settings.file}: is not the file that {folder} was begun with. Start with --overwrite.")
-    series = read_binned(settings.file, settings.preparing.bin, **settings.reading.arguments())
+    reading = settings.reading.arguments()
+    if plan.streamed and work is not None:
+        return read_to_disk(settings.file, work, settings.preparing.bin, **reading), digest
+    series = read_binned(settings.file, settings.preparing.bin, **reading)
     if series.images.ndim == 4 and settings.preparing.channel is None:
         raise InputError(f"{settings.file}: holds {series.images.shape[0]} channels. Choose one with --channel.")
     return series, digest

@@ -66,9 +66,7 @@ def read(
         measured = _load(raw.replace(images=raw.mask), kept[order], orientation.turns, rows) > 0
         mask = measured if mask is None else mask & measured
     if rows is None:
-        _check_content(raw, images)
-        if tilt_axis is None and not raw.axis:
-            _check_convention(raw, images)
+        _check(raw, images, tilt_axis)
     return TiltSeries(
         images=images,
         tilt_deg=chosen["tilt_deg"].value[order],
@@ -83,6 +81,14 @@ def read(
         mask=mask,
         exposure_order=_exposure_order(raw, kept, order),
     )
+
+
+def check(path, images, *, tilt_axis=None, dataset: str | None = None) -> None:
+    """What `read` makes sure of when it has read all rows, for a caller who read them a few at a time.
+
+    Raises InputError if all `images [tilt, y, x]` are equal, or contradict a tilt axis that only a convention states.
+    """
+    _check(_open_stack(path, dataset), images, tilt_axis)
 
 
 def inspect(
@@ -268,11 +274,18 @@ def _finite(raw: Raw, images: np.ndarray, numbers: np.ndarray, fill: bool) -> tu
     return images, mask, f"{fact}: replaced by the median of their neighbours, and masked."
 
 
+def _check(raw: Raw, images, tilt_axis) -> None:
+    _check_content(raw, images)
+    if tilt_axis is None and not raw.axis:
+        _check_convention(raw, images)
+
+
 def _check_content(raw: Raw, images: np.ndarray) -> None:
-    stack = images.reshape(-1, *images.shape[-3:])[0]
-    if all(np.array_equal(image, stack[0]) for image in stack[1:]):
-        what = f"and every pixel is {stack[0].flat[0]:g}" if np.ptp(stack[0]) == 0 else "so nothing was tilted"
-        raise InputError(f"{raw.path}: all {len(stack)} images are equal, {what}. Export the tilt series again.")
+    stack = images if images.ndim == 3 else images[0]
+    first, count = stack[0], stack.shape[0]
+    if all(np.array_equal(stack[i], first) for i in range(1, count)):
+        what = f"and every pixel is {first.flat[0]:g}" if np.ptp(first) == 0 else "so nothing was tilted"
+        raise InputError(f"{raw.path}: all {count} images are equal, {what}. Export the tilt series again.")
 
 
 def _check_convention(raw: Raw, images: np.ndarray) -> None:

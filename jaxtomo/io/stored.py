@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,9 @@ class Stored:
     def __getitem__(self, index) -> np.ndarray:
         return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[index])
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(self.shape[0]))
+
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self[...], dtype)
 
@@ -46,6 +50,12 @@ class Stored:
         with open(self.path, "wb") as file:
             file.truncate(self.end)
         return self
+
+    def put_first(self, index: int, block: np.ndarray) -> None:
+        """Write `block` as `self[index]`."""
+        with open(self.path, "r+b") as file:
+            file.seek(self.offset + index * self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64)))
+            file.write(np.ascontiguousarray(block, self.dtype).data)
 
     def put(self, rows: slice, block: np.ndarray) -> None:
         """Write `block [..., row, x]` as `rows` of the last axis but one, and wait until it is on the disk."""
