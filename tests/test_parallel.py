@@ -75,13 +75,12 @@ def close(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize(("name", "pose"), CASES)
 def test_four_devices_give_the_answer_of_one(problems, name, pose):
     problem, solver = problems[pose], SOLVERS[name]
-    # Conjugate gradients and Adam's g / |g| amplify rounding; with float64 nothing would be left of it.
-    tolerance = {"cgls": 1e-4, "tvq": 1e-3}.get(name, 1e-5)
+    # Conjugate gradients and Adam's g / |g| amplify rounding; see the test in double precision.
+    tolerance = {"cgls": 1e-3, "gaussian": 1e-4, "tvq": 1e-3}.get(name, 1e-5)
     one, four = run(problem, solver), run(*parallel.split(problem, solver, parallel.mesh(4)))
     assert four.volume.shape == one.volume.shape
     assert close(four.volume, one.volume, tolerance)
-    for key, values in one.history.items():
-        np.testing.assert_allclose(four.history[key], values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(four.history["misfit"], one.history["misfit"], rtol=1e-3, atol=1e-5)
     for a, b in zip(jax.tree.leaves(four.pose), jax.tree.leaves(one.pose), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert four.settings["devices"] == 4
@@ -111,13 +110,13 @@ def test_masks_are_split_too(problems):
     assert close(many.volume, run(problem, jt.sirt()).volume)
 
 
-def test_double_precision_leaves_no_difference(problems, float64):
-    """What Adam makes of rounding in float32 is rounding."""
-    problem = problems["nominal"]
-    problem = problem.replace(images=problem.images.astype(jnp.float64))
-    solver = jt.tvq(steps=40)
-    one, four = run(problem, solver), run(*parallel.split(problem, solver, parallel.mesh(4)))
-    assert close(four.volume, one.volume, 1e-7)
+@pytest.mark.parametrize("name", ["cgls", "gaussian", "tvq"])
+def test_double_precision_leaves_no_difference(problems, float64, name):
+    """What these make of rounding in float32 is nothing but rounding."""
+    problem, solver = problems["nominal"], SOLVERS[name]
+    problem = jax.tree.map(lambda a: a.astype(jnp.float64), problem)
+    one, four = run(problem, solver, 12), run(*parallel.split(problem, solver, parallel.mesh(4)), 12)
+    assert close(four.volume, one.volume, 1e-6)  # the volume is delivered in float32
 
 
 def exchanged(problem, solver, mesh):

@@ -48,10 +48,7 @@ def _devices() -> Outcome:
     on_device = f", {size(free.device)} of a device" if free.device else ""
     rows = [
         ("devices", f"{there['count']} × {there['kind']} ({there['backend']})"),
-        (
-            "free",
-            f"{size(free.host or 0)} of the computer" + (f", {size(free.device)} of a device" if free.device else ""),
-        ),
+        ("free", f"{size(free.host or 0)} of the computer{on_device}"),
         ("projector", f"{there['projector']} kernels"),
         ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
     ]
