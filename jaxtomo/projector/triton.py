@@ -27,7 +27,7 @@ class Tile(NamedTuple):
     Attributes:
         rows: (tilts, rays) of a forward tile, (z, x) of a tile of the adjoint; powers of two.
         warps: warps of 32 threads that share it.
-        pieces: pieces of 128 bytes of each row, 1 or 2; the second shares the arithmetic of the first.
+        pieces: pieces of `SLICES` slices of each row, 1 or 2; the second shares the arithmetic of the first.
     """
 
     rows: tuple[int, int]
@@ -50,7 +50,7 @@ TILES = {
 }
 """By a part of the device's kind as JAX names it. `benchmarks/tune_triton.py` measures them and prints a new line."""
 
-LINE = 128  # bytes of one line of the cache
+SLICES = 32  # of a row: a line of the cache in float32, half of one in half precision, with as many registers
 
 KNOWN: dict[Footprint, tuple[str, str]] = {
     shape: (name, slope)
@@ -121,14 +121,14 @@ def _call(kernel: str, arrays, out, grid, tile: Tile, **constants):
     )
 
 
-def _height(slices: int, dtype) -> int:
-    """Slices of a row: a line of the cache, or all there are."""
-    return min(LINE // jnp.dtype(dtype).itemsize, 1 << max(slices - 1, 0).bit_length())
+def _height(slices: int) -> int:
+    """Slices of a row: a power of two."""
+    return min(SLICES, 1 << (slices - 1).bit_length())
 
 
 def ray_sums(volume, tilt, shift, width: int, shape: tuple[str, str], tile: Tile):
     """`forward` by one kernel; `shape` is (footprint, slope) as the kernels name them."""
-    (nz, nx, ny), count, height = volume.shape, tilt.shape[0], _height(volume.shape[2], volume.dtype)
+    (nz, nx, ny), count, height = volume.shape, tilt.shape[0], _height(volume.shape[2])
     pieces = tile.pieces if ny > height else 1
     return _call(
         "ray_sums",
@@ -143,7 +143,7 @@ def ray_sums(volume, tilt, shift, width: int, shape: tuple[str, str], tile: Tile
 
 def voxel_sums(images, tilt, shift, size: tuple[int, int], shape: tuple[str, str], tile: Tile):
     """`adjoint` by one kernel; `size` is (nz, nx)."""
-    (count, width, ny), height = images.shape, _height(images.shape[2], images.dtype)
+    (count, width, ny), height = images.shape, _height(images.shape[2])
     return _call(
         "voxel_sums",
         (images, geometry(tilt, shift)),
@@ -157,7 +157,7 @@ def voxel_sums(images, tilt, shift, size: tuple[int, int], shape: tuple[str, str
 
 def pose_sums(volume, images, tilt, shift, footprint: str, tile: Tile):
     """∂⟨images, forward(volume)⟩ by tilt and by shift, `[2, tilt]`, by one kernel and a sum."""
-    (nz, nx, ny), (count, width, _), height = volume.shape, images.shape, _height(volume.shape[2], volume.dtype)
+    (nz, nx, ny), (count, width, _), height = volume.shape, images.shape, _height(volume.shape[2])
     grid = _tiles_of((width, count, ny), (tile.rows[1], tile.rows[0], height))
     partial = _call(
         "pose_gradient",

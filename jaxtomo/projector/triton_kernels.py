@@ -4,8 +4,8 @@ A kernel takes flat arrays, first those it reads, then what it writes, then cons
 of `xla`, volume `[z, x, y]` and images `[tilt, u, y]`; the geometry is the table of `triton.geometry`.
 
 A row here is one ray (tilt, u), or one voxel (z, x), with `height` of its slices y: what depends on the geometry is
-worked out once a row, and each thread holds a few slices of several rows. A row of 128 bytes is one line of the cache,
-and the lower a row, the more rows share what the cache holds.
+worked out once a row, and each thread holds a few slices of several rows. The lower the rows, the more of them a
+program holds, and the more share what is in the cache.
 """
 
 from __future__ import annotations
@@ -35,16 +35,20 @@ def _sign(x):
 def _slices(rows, met, always: tl.constexpr, y, height: tl.constexpr, ny: tl.constexpr):
     """Rows of an array, zero where they are not `met`: what is not needed is not read."""
     if ny % height != 0:
-        met = met[:, None] & (y < ny)[None, :]
-        return tl.load(rows, mask=met, other=0.0).to(tl.float32)
-    if always:
-        return tl.load(rows).to(tl.float32)
-    return tl.load(rows, mask=met[:, None], other=0.0).to(tl.float32)
+        values = tl.load(rows, mask=met[:, None] & (y < ny)[None, :], other=0.0)
+    elif always:
+        values = tl.load(rows)
+    else:
+        values = tl.load(rows, mask=met[:, None], other=0.0)
+    return values.to(tl.float32)
 
 
 @triton.jit
 def _by_row(table, column: tl.constexpr, first, among, tilts: tl.constexpr, tilts_tile: tl.constexpr):
-    """A column of the table for every row, whose tilt is `first + among`; chosen from scalars, to stay in registers."""
+    """A column of the table for every row, whose tilt is `first + among`.
+
+    Chosen from scalars: what is loaded by rows is laid out otherwise and would pass through shared memory every plane.
+    """
     value = among * 0.0
     for t in tl.static_range(tilts_tile):
         value = tl.where(among == t, tl.load(table + column * tilts + tl.minimum(first + t, tilts - 1)), value)
@@ -332,10 +336,8 @@ def _gathered(
         if slope == "value":
             weight = share * length if footprint == "joseph" else share
         else:
-            # The slope of clip(r, 0, 1): the mean of both sides at its kinks, as JAX has it.
-            gate = 0.5 * ((r > 0) & (r <= 1)).to(tl.float32) + 0.5 * ((r >= 0) & (r < 1)).to(tl.float32)
-            side = (away > 0).to(tl.float32) - (away < 0).to(tl.float32)
-            rate = -side * moved * length
+            gate = _gate(r)
+            rate = -_sign(away) * moved * length
             if slope == "tilt":
                 rate += growth * ((0.0 if footprint == "joseph" else 0.5) - tl.abs(away))
             weight = gate * rate
