@@ -7,6 +7,7 @@
     volume.mrc          the volume, with volume.rawtlt, the angles it came from
     reconstruction.h5   everything: volume, poses, aligned series, history, metrics
     report.html         for a person
+    volume.zarr         the volume as OME-Zarr, if that was asked for
 
 Results appear together and whole, or not at all.
 """
@@ -28,7 +29,7 @@ from .io.atomic import explain, replacing
 
 CONFIG, RECORD, METRICS, CHECKPOINT = "config.toml", "run.json", "metrics.jsonl", "checkpoint"
 SLABS = "slabs.json"  # in the checkpoint of a run in slabs: what is known of those that are finished
-RESULTS = ("volume.mrc", "volume.rawtlt", "reconstruction.h5", "report.html")
+RESULTS = ("volume.mrc", "volume.rawtlt", "reconstruction.h5", "report.html", "volume.zarr")
 _STAGE, _WORK = ".results", ".work"
 
 
@@ -143,6 +144,8 @@ def results(folder: Path) -> Iterator[Path]:
         yield stage
         with naming_disk_errors(folder):
             for file in sorted(stage.iterdir()):
+                if file.is_dir():  # which cannot be renamed over another one
+                    shutil.rmtree(folder / file.name, ignore_errors=True)
                 os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -177,7 +180,7 @@ def naming_disk_errors(path: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
+    for name in (CHECKPOINT, _STAGE, "volume.zarr"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in (CONFIG, RECORD, METRICS, *RESULTS):
         (folder / name).unlink(missing_ok=True)
-    for name in (CHECKPOINT, _STAGE):
-        shutil.rmtree(folder / name, ignore_errors=True)

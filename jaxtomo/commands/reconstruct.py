@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from .. import methods, plan, run_folder
+from .. import hosts, methods, plan, run_folder
 from .. import settings as config
 from ..console import Console
 from ..errors import InputError
@@ -93,8 +93,12 @@ class Running:
     slabs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as few as fit into the memory)")] = None
     """Reconstruct N parts along the tilt axis one after the other, for volumes larger than memory
     (with wbp, sirt, sart, tv, and the plain Gaussian noise model)."""
+    devices: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """Share the work between N devices of this computer. Started by srun or mpirun, all devices of all hosts do."""
     memory: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: what is free)")] = None
     """How much memory the run may use."""
+    zarr: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Also write the volume as OME-Zarr (volume.zarr), for napari and for the cloud."""
     fail_under: Annotated[Gates, arg(help_behavior_hint=NONE)] = field(default_factory=dict)
     """Exit with 5 where a number is worse (larger): misfit, prediction_error, held_out_error, resolution_nm or
     resolution_voxels."""
@@ -122,7 +126,10 @@ def run(settings: Reconstruct, console: Console) -> Outcome:
     source = required(settings.file, "FILE")
     _check(settings)
     folder = Path(settings.running.out or f"{Path(source).stem.strip('*_.-') or 'series'}-{settings.solving.method}")
-    if not settings.running.dry_run:
+    if hosts.several():
+        hosts.join()
+        console = console if hosts.first() else replace(console, quiet=True)
+    if not settings.running.dry_run and (not hosts.several() or hosts.first()):
         run_folder.check_place(folder, settings.running.resume, settings.running.overwrite)
     before = None
     if settings.running.resume and run_folder.is_run(folder):
@@ -135,6 +142,11 @@ def run(settings: Reconstruct, console: Console) -> Outcome:
     free = device.memory(None if settings.running.memory is None else 1e9 * settings.running.memory)
     chosen = planned(settings, facts, before, free)
     plan.require(chosen, free, source)
+    if not hosts.first():
+        from .sharing import assist
+
+        assist(settings, chosen, folder, console)
+        return Outcome("")
     if settings.running.dry_run:
         return _dry(settings, facts, chosen, before, free, folder)
     from .running import carry_out
@@ -168,11 +180,14 @@ def _check(settings: Reconstruct) -> None:
             f"--slabs {slabs}: {solving.method} ties all slices together. Take --method with one of "
             f"{', '.join(plan.SLICED)}, or bin the images with --bin."
         )
+    if slabs > 1 and hosts.several():
+        raise InputError(f"--slabs {slabs}: several hosts hold a part of the volume each. Leave it out.")
     if running.memory is not None and not running.memory > 0:
         raise InputError(f"--memory {running.memory:g}: is no amount of memory. Give GB, or leave it out.")
     for name, value, least in (
         ("--bin", preparing.bin, 1),
         ("--slabs", running.slabs, 1),
+        ("--devices", running.devices, 1),
         ("--steps", solving.steps, 1),
         ("--thickness", solving.thickness, 1),
         ("--hold-out", solving.hold_out, 0),
@@ -224,6 +239,8 @@ def planned(settings: Reconstruct, facts: dict, before: dict[str, Any] | None, f
     """The plan of a run on a file with these headers: in as many slabs as it was begun with, as are asked for, or else
     as few as fit into the memory that is `free`."""
     whole = _in_one(settings, facts)
+    if whole.hosts > 1:  # each of which holds only its rows
+        return whole
     if before is not None and before.get("slabs"):
         return replace(whole, slabs=before["slabs"])
     if settings.running.slabs is not None:
@@ -256,6 +273,8 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
         judged=solving.assess,
         trial_steps=trial * len(methods.WEIGHTS[solving.method]) if trying else 0,
         binning=preparing.bin,
+        devices=1 if (mesh := device.mesh(settings.running.devices)) is None else mesh.size,
+        hosts=hosts.count(),
         streamed=len(facts["shape"]) == 3 and (not preparing.align or preparing.xf is not None),
     )
 

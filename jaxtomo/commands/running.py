@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import methods, run_folder
+from .. import hosts, methods, run_folder
 from .. import settings as config
 from ..console import Console, plain
 from ..data import Reconstruction
@@ -34,6 +34,7 @@ from .options import TRANSIENT
 from .posing import posed
 from .reconstruct import Reconstruct, lasting
 from .solving import Task, held_out_error, interruptible, judged, middle, refuse_diverged, solve_whole
+from .sharing import share, solve_shared
 from .streaming import solve_in_slabs
 
 
@@ -66,7 +67,7 @@ def carry_out(
     Raises Stopped when interrupted, after a checkpoint; any error removes what it began, unless a checkpoint is there.
     """
     solving, stages = settings.solving, Stages(console)
-    with run_folder.working(folder) if plan.slabs > 1 else contextlib.nullcontext() as work:
+    with run_folder.working(folder) if plan.slabs > 1 or plan.hosts > 1 else contextlib.nullcontext() as work:
         with stages("read", f"reading {settings.file}"):
             series, digest = _read(settings, plan, folder, before, work)
         count, height, width = series.images.shape[-3:]
@@ -78,7 +79,8 @@ def carry_out(
         held = spread(count, solving.hold_out) if solving.hold_out else np.zeros(0, int)
         weights = np.isin(np.arange(count), held, invert=True).astype(np.float32) if held.size else None
         likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)
-        task = Task(settings, plan, folder, console, series, pose, likelihood, weights, before is not None)
+        mesh = device.mesh(settings.running.devices)
+        task = Task(settings, plan, folder, console, series, pose, likelihood, weights, before is not None, mesh)
         solver = _solver(task, before, stages)
         steps = solving.steps or solver.steps
         facts: dict[str, Any] = {
@@ -101,9 +103,11 @@ def carry_out(
         with keeping(folder, facts, stages, before is not None):
             run_folder.record(folder, facts)
             with interruptible(console) as asked, stages("solve", _solving_text(solving.method, steps, facts)):
-                solve = solve_in_slabs if plan.slabs > 1 else solve_whole
+                if plan.hosts > 1:
+                    share(task, solver, steps, work)
+                solve = solve_in_slabs if plan.slabs > 1 else solve_whole if plan.hosts == 1 else solve_shared
                 result = solve(task, solver, steps, asked)
-                if asked():
+                if hosts.agreed(asked()):
                     raise KeyboardInterrupt
             refuse_diverged(result)
             metrics = {"misfit": float(result.history["misfit"][-1])}
@@ -201,6 +205,8 @@ def _write(task: Task, result: Reconstruction) -> list[str]:
                 complete_mrc(stored.path, outgoing(str(volume), result))
                 write_angles(volume.with_suffix(".rawtlt"), np.rad2deg(np.asarray(result.pose.tilt, float)))
         write(stage / "reconstruction.h5", result)
+        if task.settings.running.zarr:
+            write(stage / "volume.zarr", result)
         report(stage / "report.html", result if stored is None else for_report(result, task.plan.reported))
         if stored is not None:
             stored.path.rename(volume)
