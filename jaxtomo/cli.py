@@ -51,6 +51,17 @@ def main(argv: list[str] | None = None) -> int:
         near = difflib.get_close_matches(argv[0], COMMANDS, 1)
         hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(COMMANDS)}."
         return _failed(2, f"no command {argv[0]!r}. {hint}", argv)
+    from . import hosts
+
+    if hosts.several() and hosts.WATCHED not in os.environ:
+        return hosts.watched(sys.orig_argv)
+    code = _checked(argv)
+    hosts.leave(code)
+    return code
+
+
+def _checked(argv: list[str]) -> int:
+    """Run a command, and make an exit code and a message of whatever it raises."""
     try:
         return _run(argv[0], argv[1:])
     except BrokenPipeError:  # whoever read stdout, such as head, has read enough
@@ -86,9 +97,9 @@ def _run(name: str, argv: list[str]) -> int:
         return code
     if outcome.warning:
         complain(outcome.warning)
-    if settings.showing.json:
+    if settings.showing.json and outcome.document:
         result(as_json({**outcome.document, "exit_code": outcome.code}))
-    else:
+    elif outcome.text:
         result(outcome.text)
     return outcome.code
 
@@ -115,6 +126,10 @@ def _explained(error: Exception) -> tuple[int, str]:
     reason = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" in reason or "Out of memory" in reason:
         return 4, "the device ran out of memory. Bin the images with --bin 2, or see --dry-run for what fits."
+    from . import hosts
+
+    if type(error).__name__ == "JaxRuntimeError" and hosts.count() > 1:
+        return hosts.GONE, f"{hosts.gone()} ({reason[:160]})"
     where = f"{type(error).__name__}: {reason}"[:300]
     return 1, f"a bug in jaxtomo: {where}. Run again with --debug and report what it prints."
 

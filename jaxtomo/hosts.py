@@ -58,6 +58,10 @@ def join() -> None:
     if 0 < len(given) < len(BY_HAND):
         lacking = ", ".join(name for name in BY_HAND if name not in given)
         raise InputError(f"{', '.join(given)} are set and {lacking} are not. Set all three, or none.")
+    # The library that connects CPUs writes to stdout, which belongs to results alone.
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     number, own = (int(given[name]) for name in BY_HAND[1:]) if given else (None, None)
     try:
         jax.distributed.initialize(num_processes=number, process_id=own, heartbeat_timeout_seconds=SILENT)

@@ -77,6 +77,7 @@ class Plan:
         trial_steps: steps spent on a slab of `TRIED` rows to choose the weight.
         binning: of the images after they are read.
         streamed: whether slabs can be read without ever holding all images, which only a search for shifts needs.
+        devices, hosts: that share the rows of every slab.
     """
 
     method: str
@@ -92,6 +93,8 @@ class Plan:
     trial_steps: int = 0
     binning: int = 1
     streamed: bool = False
+    devices: int = 1
+    hosts: int = 1
 
     @property
     def margin(self) -> int:
@@ -135,8 +138,9 @@ class Plan:
 
     @property
     def solver_bytes(self) -> int:
-        """Peak of the solver, on the device that computes."""
-        return self._needed(NEEDS[self.method], self.slab_rows) + TABLE * self.tilts * self.width
+        """Peak of the solver, on each device that computes; devices of a CPU share one memory."""
+        rows = -(-self.slab_rows // (self.hosts if self.device == "cpu" else self.devices))
+        return self._needed(NEEDS[self.method], rows) + TABLE * self.tilts * self.width
 
     @property
     def host_bytes(self) -> int:
@@ -177,7 +181,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Rough wall time of the whole run on idle hardware."""
-        need, cores = NEEDS[self.method], self.cores if self.device == "cpu" else 1
+        need, cores = NEEDS[self.method], self.cores * self.hosts if self.device == "cpu" else self.devices
         voxels = self.volume_bytes / 4
         step = (
             need.projections * voxels * self.tilts / PROJECTED[self.device] + need.passes * voxels / MOVED[self.device]

@@ -120,10 +120,15 @@ def step_log(folder: Path, done: int = 0) -> Callable:
     return log
 
 
+def work_place(folder: Path) -> Path:
+    """Where `working` puts what is needed during the run only."""
+    return folder / _WORK
+
+
 @contextlib.contextmanager
 def working(folder: Path) -> Iterator[Path]:
     """A place in `folder` for what is needed during the run only; of a folder that was not there, nothing is left."""
-    place = folder / _WORK
+    place = work_place(folder)
     try:
         with naming_disk_errors(folder):
             place.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,7 @@ def reconstruct_slabs(
     steps: int,
     *,
     callbacks: Callable[[Slab], Sequence[Callable]],
+    split: Callable[[Problem, Solver], tuple[Problem, Solver]] = lambda *given: given,
     key=None,
 ) -> None:
     """Solve slab after slab.
@@ -77,6 +78,7 @@ def reconstruct_slabs(
         read: some rows of the volume to their Problem.
         write: called with each slab, its Reconstruction (of the computed rows) and the energy Σ w y² of its images.
         callbacks: what watches the run of a slab; see `jaxtomo.callbacks`.
+        split: a slab's problem and solver to those for many devices; see `parallel.split`.
 
     Raises what `read`, `write` or a callback raises, after what was finished before has been written.
     """
@@ -86,7 +88,7 @@ def reconstruct_slabs(
             problem = ahead.result()
             if following is not None:
                 ahead = reading.submit(read, following.computed)
-            part = reconstruct(problem, solver, steps, key=key, callbacks=callbacks(slab), assess=False)
+            part = reconstruct(*split(problem, solver), steps, key=key, callbacks=callbacks(slab), assess=False)
             steps = part.settings["steps"]
             energy = float(_energy(problem, slab.inside.start, slab.inside.stop))
             if written is not None:

@@ -21,8 +21,9 @@ METHODS = {"wbp": 1, "sirt": 4, "sart": 2, "cgls": 3, "tv": 4, "tvq": 4, "gaussi
 
 @pytest.fixture(autouse=True)
 def nothing_lasting(monkeypatch, tmp_path):
-    """No compiled code in the user's cache folder, and every default path in a folder of the test."""
+    """No compiled code in the user's cache folder, every default path in a folder of the test, and one device."""
     monkeypatch.setattr(device, "start", lambda: None)
+    monkeypatch.setattr(device, "mesh", lambda asked: None)
     monkeypatch.chdir(tmp_path)
 
 

@@ -8,10 +8,14 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..errors import InputError
 from ..plan import Memory, free_memory
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 def start() -> None:
@@ -72,6 +76,26 @@ def backend() -> str:
     import jax
 
     return jax.default_backend()
+
+
+def mesh(asked: int | None) -> Mesh | None:
+    """The devices that share the work: as many as asked for, or all; None if that is one.
+
+    Raises InputError if there are not so many, or if several hosts are to use only some.
+    """
+    import jax
+
+    if jax.process_count() > 1 and asked is not None and asked != jax.device_count():
+        raise InputError(
+            f"--devices {asked}: this run has {jax.process_count()} processes with {jax.device_count()} devices. Leave "
+            "it out, and start fewer processes instead."
+        )
+    if jax.device_count() == 1 and asked in (None, 1):
+        return None
+    from ..parallel import mesh
+
+    chosen = mesh(asked)
+    return chosen if chosen.size > 1 else None
 
 
 def cores() -> int:

@@ -33,8 +33,8 @@ from . import device
 from .options import TRANSIENT
 from .posing import posed
 from .reconstruct import Reconstruct, lasting
-from .solving import Task, held_out_error, interruptible, judged, middle, refuse_diverged, solve_whole
 from .sharing import share, solve_shared
+from .solving import Task, held_out_error, interruptible, judged, middle, refuse_diverged, solve_whole
 from .streaming import solve_in_slabs
 
 
@@ -103,7 +103,7 @@ def carry_out(
         with keeping(folder, facts, stages, before is not None):
             run_folder.record(folder, facts)
             with interruptible(console) as asked, stages("solve", _solving_text(solving.method, steps, facts)):
-                if plan.hosts > 1:
+                if plan.hosts > 1 and work is not None:
                     share(task, solver, steps, work)
                 solve = solve_in_slabs if plan.slabs > 1 else solve_whole if plan.hosts == 1 else solve_shared
                 result = solve(task, solver, steps, asked)
@@ -126,6 +126,7 @@ def carry_out(
             run_folder.record(folder, facts)
             if facts["converged"] or solving.method in ("wbp", "tvq") or plan.slabs > 1:
                 run_folder.drop_checkpoint(folder)
+            hosts.wait("written down")
     return plain(facts)
 
 

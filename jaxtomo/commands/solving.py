@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from .. import run_folder
+from .. import hosts, parallel, run_folder
 from ..callbacks import checkpoint, progress, restore, stop_when_converged
 from ..console import Console
 from ..data import Pose, Problem, Reconstruction
@@ -25,6 +25,8 @@ from ..solve import Solver, reconstruct
 from ..validate import cross_check, prediction_error
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from .reconstruct import Reconstruct
 
 SAVED_AFTER = 30.0  # seconds: a shorter run is not worth a checkpoint, unless it is interrupted
@@ -38,6 +40,7 @@ class Task:
         plan: how: in how many slabs, and on how many rows it is judged.
         weights: `[tilt]`, 0 for tilts held out; None if none are.
         again: whether there is a run to go on with.
+        mesh: the devices that share the work, if there are several.
     """
 
     settings: Reconstruct
@@ -49,14 +52,25 @@ class Task:
     likelihood: Callable
     weights: np.ndarray | None
     again: bool
+    mesh: Mesh | None = None
 
     @property
     def key(self) -> jax.Array:
         return jax.random.key(self.settings.solving.seed)
 
-    def problem(self, series: TiltSeries, pose: Pose, weights: np.ndarray | None) -> Problem:
+    @property
+    def held(self) -> slice:
+        """The rows that this host holds: all, if it is the only one."""
+        height = self.series.images.shape[-2]
+        return slice(0, height) if self.mesh is None else parallel.held_rows(height, self.mesh)
+
+    def problem(self, series: TiltSeries, pose: Pose, weights: np.ndarray | None, rows: slice | None = None) -> Problem:
         thickness = self.settings.solving.thickness or self.series.images.shape[-1]
-        return Problem(series, pose, self.likelihood, weights=weights, thickness=thickness)
+        return Problem(series, pose, self.likelihood, weights=weights, thickness=thickness, rows=rows)
+
+    def split(self, problem: Problem, solver: Solver, height: int | None = None) -> tuple[Problem, Solver]:
+        """Both on all the devices."""
+        return (problem, solver) if self.mesh is None else parallel.split(problem, solver, self.mesh, height)
 
     def bars(self) -> list[Callable]:
         """What shows how far the run is."""
@@ -91,7 +105,8 @@ def interruptible(console: Console) -> Iterator[Callable[[], bool]]:
 
 def solve_whole(task: Task, solver: Solver, steps: int, asked: Callable[[], bool]) -> Reconstruction:
     """The volume in one go, with a checkpoint now and then; `asked` says whether the user wants to stop."""
-    problem = task.problem(task.series, task.pose, task.weights)
+    problem = task.problem(task.series, task.pose, task.weights, task.held)
+    problem, solver = task.split(problem, solver, task.series.images.shape[-2])
     place, resume, save = task.folder / run_folder.CHECKPOINT, None, None
     if task.again and run_folder.has_checkpoint(task.folder):
         resume = restore(place, problem, solver, task.key)
@@ -99,14 +114,14 @@ def solve_whole(task: Task, solver: Solver, steps: int, asked: Callable[[], bool
 
     def keep(now) -> None:
         nonlocal save
-        if save is None and (now.seconds > SAVED_AFTER or asked()):
+        if save is None and hosts.agreed(now.seconds > SAVED_AFTER or asked()):
             save = checkpoint(place, SAVED_AFTER)  # only now: Orbax takes seconds to start
         if save is not None:
             with run_folder.naming_disk_errors(place):
                 save(now)
 
-    log = run_folder.step_log(task.folder, 0 if resume is None else resume[0])
-    watchers = [*task.bars(), lambda now: "interrupted" if asked() else None, stop_when_converged(), log, keep]
+    log = [run_folder.step_log(task.folder, 0 if resume is None else resume[0])] if hosts.first() else []
+    watchers = [*task.bars(), lambda now: "interrupted" if asked() else None, stop_when_converged(), *log, keep]
     return reconstruct(problem, solver, steps, key=task.key, callbacks=watchers, resume=resume, assess=False)
 
 

@@ -84,7 +84,7 @@ def solve_in_slabs(task: Task, solver: Solver, steps: int, asked: Callable[[], b
         return [*task.bars(), stop, *(rules if slab is left[0] else [])]
 
     if left:
-        reconstruct_slabs(left, read, write, solver, steps, callbacks=watchers, key=task.key)
+        reconstruct_slabs(left, read, write, solver, steps, callbacks=watchers, split=task.split, key=task.key)
     result = _together(task, volume, [known["finished"][str(slab.kept.start)] for slab in order])
     run_folder.step_log(task.folder)(SimpleNamespace(step=result.settings["steps"], history=result.history))
     return result
