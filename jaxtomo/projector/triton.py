@@ -133,7 +133,7 @@ def ray_sums(volume, tilt, shift, width: int, shape: tuple[str, str], tile: Tile
     return _call(
         "ray_sums",
         (volume, geometry(tilt, shift)),
-        jax.ShapeDtypeStruct((count, width, ny), volume.dtype),
+        jax.ShapeDtypeStruct((count, width, ny), jnp.result_type(volume, tilt)),
         _tiles_of((width, count, ny), (tile.rows[1], tile.rows[0], pieces * height)),
         tile,
         **dict(tilts=count, width=width, nz=nz, nx=nx, ny=ny, footprint=shape[0], slope=shape[1]),
@@ -147,7 +147,7 @@ def voxel_sums(images, tilt, shift, size: tuple[int, int], shape: tuple[str, str
     return _call(
         "voxel_sums",
         (images, geometry(tilt, shift)),
-        jax.ShapeDtypeStruct((*size, ny), images.dtype),
+        jax.ShapeDtypeStruct((*size, ny), jnp.result_type(images, tilt)),
         _tiles_of((size[1], size[0], ny), (tile.rows[1], tile.rows[0], height)),
         tile,
         **dict(tilts=count, width=width, nz=size[0], nx=size[1], ny=ny, footprint=shape[0], slope=shape[1]),
@@ -181,7 +181,7 @@ def _one_by_one(function, *arrays):
 
 
 def _known(footprint: Footprint, *arrays) -> tuple[str, str] | None:
-    """How the kernels name a footprint, if they know it and how the arrays are stored."""
+    """How the kernels name a footprint, if they know it and what the arrays are stored as."""
     stored = all(a.dtype in (jnp.float32, jnp.bfloat16, jnp.float16) for a in arrays)
     return KNOWN.get(footprint) if stored else None
 
@@ -189,7 +189,7 @@ def _known(footprint: Footprint, *arrays) -> tuple[str, str] | None:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def forward(volume, tilt, shift, width: int, footprint: Footprint = trapezoid) -> jax.Array:
     """Ray sums `[tilt, u, y]` of `volume [z, x, y]`, as `xla.forward`."""
-    shape = _known(footprint, volume)
+    shape = _known(footprint, volume, tilt)
     if shape is None:
         return xla.forward(volume, tilt, shift, width, footprint)
     call = functools.partial(ray_sums, width=width, shape=shape, tile=tiles().forward)
@@ -199,7 +199,7 @@ def forward(volume, tilt, shift, width: int, footprint: Footprint = trapezoid) -
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def adjoint(images, tilt, shift, shape: tuple[int, int], footprint: Footprint = trapezoid) -> jax.Array:
     """The adjoint of `forward`, `[z, x, y]`, as `xla.adjoint`; `shape` is (nz, nx)."""
-    known = _known(footprint, images)
+    known = _known(footprint, images, tilt)
     if known is None:
         return xla.adjoint(images, tilt, shift, shape, footprint)
     call = functools.partial(voxel_sums, size=shape, shape=known, tile=tiles().adjoint)
@@ -209,7 +209,7 @@ def adjoint(images, tilt, shift, shape: tuple[int, int], footprint: Footprint = 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _pose_gradient(volume, images, tilt, shift, footprint) -> jax.Array:
     """∂⟨images, forward(volume)⟩ by tilt and by shift, `[2, tilt]`."""
-    known = _known(footprint, volume, images)
+    known = _known(footprint, volume, images, tilt)
     if known is None or known[1] != "value":
         return _pose_gradient_in_parts(volume, images, tilt, shift, footprint)
     call = functools.partial(pose_sums, footprint=known[0], tile=tiles().gradient)
@@ -230,7 +230,8 @@ def _forward_saved(volume, tilt, shift, width, footprint):
 def _forward_pulled_back(width, footprint, saved, images):
     volume, tilt, shift = saved
     by_pose = jnp.asarray(_pose_gradient(volume, images, tilt, shift, footprint))
-    return adjoint(images, tilt, shift, volume.shape[:2], footprint), by_pose[0], by_pose[1].astype(shift.dtype)
+    back = jnp.asarray(adjoint(images, tilt, shift, volume.shape[:2], footprint)).astype(volume.dtype)
+    return back, by_pose[0], by_pose[1].astype(shift.dtype)
 
 
 def _adjoint_saved(images, tilt, shift, shape, footprint):
@@ -240,7 +241,8 @@ def _adjoint_saved(images, tilt, shift, shape, footprint):
 def _adjoint_pulled_back(shape, footprint, saved, volume):
     images, tilt, shift = saved
     by_pose = jnp.asarray(_pose_gradient(volume, images, tilt, shift, footprint))
-    return forward(volume, tilt, shift, images.shape[1], footprint), by_pose[0], by_pose[1].astype(shift.dtype)
+    projected = jnp.asarray(forward(volume, tilt, shift, images.shape[1], footprint)).astype(images.dtype)
+    return projected, by_pose[0], by_pose[1].astype(shift.dtype)
 
 
 def _pose_gradient_saved(volume, images, tilt, shift, footprint):
