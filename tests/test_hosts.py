@@ -101,7 +101,7 @@ def test_one_that_dies_ends_the_other_and_the_run_goes_on(series, tmp_path, kill
             tmp_path / "err0"
         ).read_text()[-3000:] + (tmp_path / "err1").read_text()[-3000:]
         time.sleep(0.2)
-    (child,) = [pid for pid in _children(started[killed].pid)]
+    (child,) = _children(started[killed].pid)
     os.kill(child, signal.SIGKILL)
     codes = end(started, tmp_path)
     assert codes[killed] == 128 + signal.SIGKILL
@@ -116,7 +116,7 @@ def test_one_that_dies_ends_the_other_and_the_run_goes_on(series, tmp_path, kill
 
 
 def _children(pid):
-    return [int(word) for word in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_processes_that_do_not_know_of_each_other(monkeypatch):
