@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtomo import InputError, Pose, back_project, project
-from jaxtomo.projector import joseph, trapezoid
+from jaxtomo.projector import joseph, trapezoid, xla
 
 FOOTPRINTS = [trapezoid, joseph]
 SHAPES = {  # (nz, ny, nx), (height, width)
@@ -17,6 +17,9 @@ SHAPES = {  # (nz, ny, nx), (height, width)
     "wide detector": ((9, 4, 9), (8, 20)),
     "narrow detector": ((12, 6, 12), (4, 5)),
     "large": ((40, 3, 70), (3, 70)),
+    "one plane": ((1, 4, 9), (4, 9)),
+    "one column": ((9, 4, 1), (4, 9)),
+    "one pixel": ((5, 4, 5), (4, 1)),
 }
 POSES = {
     "tilt": ["tilt"],
@@ -150,6 +153,38 @@ def test_vmap_over_poses():
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *poses)
     images = jax.vmap(lambda p: project(volume, p))(stacked)
     np.testing.assert_allclose(images[1], project(volume, poses[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("tilts", [1, 2, 5])
+def test_few_tilts(tilts):
+    volume, pose, images = random((9, 4, 9), 1), make_pose(["tilt"], tilts), random((tilts, 4, 9), 2)
+    expected = reference(np.asarray(volume, np.float64), pose, (4, 9), trapezoid)
+    np.testing.assert_allclose(project(volume, pose), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        np.vdot(project(volume, pose), images), np.vdot(volume, back_project(images, pose, volume.shape)), rtol=1e-4
+    )
+
+
+def test_blocks_change_nothing(monkeypatch):
+    """Slices in two parts, planes in many chunks, voxels plane by plane."""
+    volume, tilt, images = random((11, 13, 128), 1), make_pose(["tilt"]).tilt, random((7, 13, 128), 2)
+
+    def both():
+        return xla.forward(volume, tilt, 0 * tilt, 13), xla.adjoint(images, tilt, 0 * tilt, (11, 13))
+
+    whole = both()
+    monkeypatch.setattr(xla, "_blocks", lambda: xla.Blocks(planes=3, rays=1, pixels=1, voxels=1))
+    for one, other in zip(whole, both(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
+
+
+def test_half_precision_is_only_stored():
+    volume, pose, images = random((9, 4, 9), 1), make_pose(["tilt", "shift"]), random((7, 4, 9), 2)
+    rounded = volume.astype(jnp.bfloat16)
+    np.testing.assert_allclose(project(rounded, pose), project(rounded.astype(np.float32), pose), atol=1e-5)
+    gradient = jax.grad(lambda v: jnp.vdot(project(v, pose), images))(rounded)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient, back_project(images, pose, volume.shape), rtol=1e-2, atol=1e-2)
 
 
 def test_mass_is_conserved_over_half_a_turn():

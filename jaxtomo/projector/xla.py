@@ -31,25 +31,42 @@ class Footprint(NamedTuple):
     taps: int
 
 
-# Planes (tilts, in the adjoint) summed in one fused kernel: the accumulator is read and written once for all of them.
-# More of them thrash the cache on a CPU: their rows lie a power of two apart.
-PLANES, TILTS = 4, 4
-# Planes whose weights are tabulated together. A loop boundary keeps XLA from recomputing them for every slice.
-PLANES_TABULATED = 32
-# z-planes accumulated together in the adjoint, so that the accumulator stays in cache.
-SLAB = 8
+class Blocks(NamedTuple):
+    """How much is worked on at once; what is best differs between devices.
+
+    Attributes:
+        planes: planes (tilts, in the adjoint) summed in one fused kernel: the accumulator is read and written once for
+            all of them. A CPU core cannot overlap longer chains of additions.
+        rays: rays times planes that are tabulated, and whose planes are copied, together.
+        pixels: in the accumulator of `forward`, which should stay in cache.
+        voxels: in the accumulator of `adjoint`, likewise.
+    """
+
+    planes: int
+    rays: int
+    pixels: int
+    voxels: int
+
+
+# Measured on a CPU with 1 MiB of cache a core and 32 MiB for all; for others, large enough to fill a device.
+CPU = Blocks(planes=4, rays=2**17, pixels=2**21, voxels=2**21)
+ACCELERATOR = Blocks(planes=16, rays=2**21, pixels=2**31, voxels=2**25)
+
+
+def _blocks() -> Blocks:
+    return CPU if jax.default_backend() == "cpu" else ACCELERATOR
 
 
 def _trapezoid(c, s, shift, u, x, z):
     width = jnp.maximum(jnp.abs(c), jnp.abs(s))
     distance = jnp.abs(u - shift - x * c - z * s)
-    return jnp.clip(((1 + width) / 2 - distance) / width, 0, 1)
+    return jnp.clip(((1 + width) / 2 - distance) * (1 / width), 0, 1)
 
 
 def _joseph(c, s, shift, u, x, z):
     width = jnp.maximum(jnp.abs(c), jnp.abs(s))
     distance = jnp.abs(u - shift - x * c - z * s)
-    return jnp.clip(1 - distance / width, 0, 1) / width
+    return jnp.clip(1 - distance * (1 / width), 0, 1) * (1 / width)
 
 
 trapezoid = Footprint(_trapezoid, taps=3)
@@ -90,72 +107,102 @@ def _gather(rows, index):
     return rows.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-def _rays_through_plane(footprint, c, s, shift, plane, shape, width):
-    """Rows of the volume met by every ray in one plane of its main axis, and their weights: each `[tilt, u]`."""
+def _sum_taps(total, rows, index, weights):
+    """total + Σ_ij weights[i][j] rows[index[j] + i] as one fused kernel, one short chain of additions for each i."""
+    for i, weight in enumerate(weights):
+        met = rows[i : len(rows) - len(weights) + 1 + i]
+        total = total + sum(weight[j][..., None] * _gather(met, index[j]) for j in range(len(index)))
+    return total
+
+
+def _at_least(size, rows, axes):
+    """Zeros added at the end of the axes, so that neighbouring voxels or pixels are there to be met."""
+    lacking = [max(size - n, 0) if axis in axes else 0 for axis, n in enumerate(rows.shape)]
+    return jnp.pad(rows, [(0, n) for n in lacking]) if any(lacking) else rows
+
+
+def _parts(ny, size, fits):
+    """Into how many equal parts to cut ny slices so that `size` numbers become `fits`, 64 slices or more in each."""
+    choices = [n for n in range(1, max(ny // 64, 1) + 1) if ny % n == 0]
+    return next((n for n in choices if size // n <= fits), choices[-1])
+
+
+def _rays_through_plane(footprint, c, s, shift, plane, shape, held, width):
+    """First of the voxels met by every ray in one plane of its main axis, `[tilt, u]`, and the weight of each of them.
+
+    Voxels that lie outside are replaced by others that lie inside, which the footprint gives no weight.
+    """
     nz, nx = shape
     c, s, shift = c[:, None], s[:, None], shift[:, None]
-    steep = jnp.abs(c) >= jnp.abs(s)  # the main axis is z, and the rows met lie along x
+    steep = jnp.abs(c) >= jnp.abs(s)  # the main axis is z, and the voxels met lie along x
     along, across = jnp.where(steep, c, s), jnp.where(steep, s, c)
     planes, others = jnp.where(steep, nz, nx), jnp.where(steep, nx, nz)
     u = _centred(jnp.arange(width, dtype=c.dtype), width)
     here = _centred(plane, planes)
-    crossing = (u - shift - here * across) / along + (others - 1) / 2
-    below = jnp.clip(jnp.floor(crossing - footprint.taps / 2 + 1), -footprint.taps, others)
+    crossing = (u - shift - here * across) * (1 / along) + (others - 1) / 2
+    last = jnp.where(steep, held[1], held[0]) - footprint.taps
+    first = jnp.clip(jnp.floor(crossing - footprint.taps / 2 + 1), 0, last)
 
-    def tap(k):
-        inside = (k >= 0) & (k < others) & (plane < planes)
+    def weight(k):
         there = _centred(k, others)
         x, z = jnp.where(steep, there, here), jnp.where(steep, here, there)
-        k = jnp.clip(k, 0, others - 1).astype(jnp.int32)
-        row = jnp.where(steep, plane * nx + k, k * nx + plane)
-        return jnp.where(inside, row, 0), jnp.where(inside, footprint.weight(c, s, shift, u, x, z), 0)
+        return jnp.where(plane < planes, footprint.weight(c, s, shift, u, x, z), 0)
 
-    return [tap(below + i) for i in range(footprint.taps)]
+    return first.astype(jnp.int32), [weight(first + i) for i in range(footprint.taps)]
 
 
-def _voxels_onto_detector(footprint, c, s, shift, z, shape, width):
-    """Detector rows met by every voxel of the planes `z` at one tilt, and their weights: each `[z, x]`."""
+def _voxels_onto_detector(footprint, c, s, shift, z, shape, held, width):
+    """First of the two detector pixels met by every voxel of the planes `z`, `[z, x]`, and their weights."""
     nz, nx = shape
-    x, z = _centred(jnp.arange(nx, dtype=c.dtype), nx)[None], _centred(z, nz)[:, None]
+    x, z = _centred(jnp.arange(nx, dtype=c.dtype), nx), _centred(z, nz)[:, None]
     foot = x * c + z * s + shift + (width - 1) / 2
-    below = jnp.clip(jnp.floor(foot), -1, width)
-
-    def tap(k):
-        inside = (k >= 0) & (k < width)
-        w = footprint.weight(c, s, shift, _centred(k, width), x, z)
-        return jnp.where(inside, k, 0).astype(jnp.int32), jnp.where(inside, w, 0)
-
-    return [tap(below), tap(below + 1)]
-
-
-def _sum_taps(total, rows, taps):
-    """total + Σ_j Σ_(index, weight) weight_j rows[index_j], as one fused kernel."""
-    for j in range(taps[0][0].shape[0]):
-        for index, weight in taps:
-            total = total + weight[j][..., None] * _gather(rows, index[j])
-    return total
+    first = jnp.clip(jnp.floor(foot), 0, held - 2)
+    return first.astype(jnp.int32), [footprint.weight(c, s, shift, _centred(first + i, width), x, z) for i in range(2)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def forward(volume, tilt, shift, width: int, footprint: Footprint = trapezoid) -> jax.Array:
     """Ray sums `[tilt, u, y]` of `volume [z, x, y]` at `tilt [tilt]` rad; `shift [tilt]` moves the image along u.
 
-    p(u) = Σ_xz w(θ, s, u, x, z) f(x, z), a gather over the planes of each tilt's main axis.
+    p(u) = Σ_xz w(θ, s, u, x, z) f(x, z), a gather over the planes of each tilt's main axis. A volume of half precision
+    is only stored so: sums are of the precision of `tilt`.
     """
     nz, nx, ny = volume.shape
-    rows = volume.reshape(nz * nx, ny)
+    tilts, dtype, blocks = tilt.shape[0], jnp.result_type(volume, tilt), _blocks()
+    volume = _at_least(footprint.taps, volume, (0, 1))
+    pz, px = volume.shape[:2]
+    parts = _parts(ny, tilts * width * ny, blocks.pixels)
+    rows = volume.reshape(pz * px * parts, ny // parts)
     c, s = jnp.cos(tilt), jnp.sin(tilt)
     steep = jnp.abs(c) >= jnp.abs(s)
     planes = jnp.maximum(jnp.where(steep.any(), nz, 0), jnp.where(steep.all(), 0, nx))
-    tabulated = min(PLANES_TABULATED, -(-max(nz, nx) // PLANES) * PLANES)
+    # Two groups at least: a loop that runs once would be none, and loops alone keep XLA from tabulating every slice.
+    groups = max(min(blocks.rays // (tilts * width), max(nz, nx)) // blocks.planes, 2)
+    together = groups * blocks.planes
+    chunks = -(-max(nz, nx) // together)
 
-    def chunk(i, images):
-        plane = (i * tabulated + jnp.arange(tabulated)).reshape(-1, PLANES)
-        taps = jax.vmap(jax.vmap(lambda p: _rays_through_plane(footprint, c, s, shift, p, (nz, nx), width)))(plane)
-        return lax.scan(lambda total, t: (_sum_taps(total, rows, t), None), images, taps)[0]
+    # Planes are copied, those across z and those across x, so that the voxels of either lie side by side.
+    plane = jnp.arange(chunks * together).reshape(chunks, together, 1)
+    across_z = jnp.minimum(plane, pz - 1) * px + jnp.arange(px)
+    across_x = jnp.minimum(plane, px - 1) + jnp.arange(pz) * px
+    source = jnp.concatenate([across_z.reshape(chunks, -1), across_x.reshape(chunks, -1)], axis=1) * parts
 
-    images = jnp.zeros((tilt.shape[0], width, ny), volume.dtype)
-    return lax.fori_loop(0, (planes + tabulated - 1) // tabulated, chunk, images)
+    def sums(part):
+        def chunk(i, total):
+            def tabulate(j):
+                plane = i * together + j
+                first, weights = _rays_through_plane(footprint, c, s, shift, plane, (nz, nx), (pz, px), width)
+                return first + jnp.where(steep, j * px, together * px + j * pz)[:, None], weights
+
+            table = jax.vmap(jax.vmap(tabulate))(jnp.arange(together).reshape(groups, -1))
+            copied = _gather(rows, source[i] + part).astype(dtype)
+            return lax.scan(lambda total, t: (_sum_taps(total, copied, *t), None), total, table)[0]
+
+        start = jnp.zeros((tilts, width, ny // parts), dtype)
+        return lax.fori_loop(0, (planes + together - 1) // together, chunk, start)
+
+    images = lax.map(sums, jnp.arange(parts))
+    return jnp.moveaxis(images, 0, 2).reshape(tilts, width, ny)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -166,22 +213,29 @@ def adjoint(images, tilt, shift, shape: tuple[int, int], footprint: Footprint = 
     """
     tilts, width, ny = images.shape
     nz, nx = shape
-    c, s = jnp.cos(tilt), jnp.sin(tilt)
-    rows = images.reshape(tilts * width, ny)
-    group = min(TILTS, tilts)
-    index = jnp.arange(-(-tilts // group) * group).reshape(-1, group)
-    slab = min(SLAB, nz)
+    dtype = jnp.result_type(images, tilt)
+    images = _at_least(2, images, (1,)).astype(dtype)
+    held = images.shape[1]
+    rows = images.reshape(tilts * held, ny)
+    blocks = _blocks()
+    groups = max(-(-tilts // blocks.planes), 2)  # as in `forward`
+    group = -(-tilts // groups)
+    slab = min(max(blocks.voxels // (nx * max(ny, 32)), 1), nz)
 
-    def taps(i, z):
-        real = i < tilts  # the last group is padded with tilts of no weight
-        i = jnp.minimum(i, tilts - 1)
-        met = _voxels_onto_detector(footprint, c[i], s[i], shift[i], z, shape, width)
-        return [(i * width + k, jnp.where(real, w, 0)) for k, w in met]
+    def grouped(a):
+        return jnp.pad(a, (0, groups * group - tilts), mode="edge").reshape(groups, group)
+
+    c, s, shift, number = (grouped(a) for a in (jnp.cos(tilt), jnp.sin(tilt), shift, jnp.arange(tilts)))
+    real = jnp.arange(groups * group).reshape(groups, group) < tilts  # the last group is padded
 
     def planes(z):
-        table = jax.vmap(jax.vmap(lambda i: taps(i, z)))(index)
-        start = jnp.zeros((slab, nx, ny), images.dtype)
-        return lax.scan(lambda total, t: (_sum_taps(total, rows, t), None), start, table)[0]
+        def tabulate(c, s, shift, number, real):
+            first, weights = _voxels_onto_detector(footprint, c, s, shift, z, shape, held, width)
+            return first + number * held, [jnp.where(real, w, 0) for w in weights]
+
+        table = jax.vmap(jax.vmap(tabulate))(c, s, shift, number, real)
+        start = jnp.zeros((slab, nx, ny), dtype)
+        return lax.scan(lambda total, t: (_sum_taps(total, rows, *t), None), start, table)[0]
 
     z = jnp.arange(-(-nz // slab) * slab, dtype=tilt.dtype).reshape(-1, slab)
     return lax.map(planes, z).reshape(-1, nx, ny)[:nz]
@@ -190,7 +244,8 @@ def adjoint(images, tilt, shift, shape: tuple[int, int], footprint: Footprint = 
 def _pose_gradient(volume, images, tilt, shift, footprint):
     """∂⟨images, forward(volume)⟩ by tilt and by shift: each `[tilt]`."""
     for slope in (tilt_derivative(footprint), shift_derivative(footprint)):
-        yield jnp.sum(images * forward(volume, tilt, shift, images.shape[1], slope), axis=(1, 2))
+        slopes = jnp.sum(images * forward(volume, tilt, shift, images.shape[1], slope), axis=(1, 2))
+        yield slopes.astype(tilt.dtype)
 
 
 def _forward_saved(volume, tilt, shift, width, footprint):
@@ -199,9 +254,8 @@ def _forward_saved(volume, tilt, shift, width, footprint):
 
 def _forward_pulled_back(width, footprint, saved, images):
     volume, tilt, shift = saved
-    return adjoint(images, tilt, shift, volume.shape[:2], footprint), *_pose_gradient(
-        volume, images, tilt, shift, footprint
-    )
+    back = adjoint(images, tilt, shift, volume.shape[:2], footprint).astype(volume.dtype)
+    return back, *_pose_gradient(volume, images, tilt, shift, footprint)
 
 
 def _adjoint_saved(images, tilt, shift, shape, footprint):
@@ -210,8 +264,8 @@ def _adjoint_saved(images, tilt, shift, shape, footprint):
 
 def _adjoint_pulled_back(shape, footprint, saved, volume):
     images, tilt, shift = saved
-    gradient = _pose_gradient(volume, images, tilt, shift, footprint)
-    return forward(volume, tilt, shift, images.shape[1], footprint), *gradient
+    projected = forward(volume, tilt, shift, images.shape[1], footprint).astype(images.dtype)
+    return projected, *_pose_gradient(volume, images, tilt, shift, footprint)
 
 
 forward.defvjp(_forward_saved, _forward_pulled_back)
