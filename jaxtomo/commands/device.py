@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import platform
@@ -114,6 +115,12 @@ def memory(most: float | None = None) -> Memory:
     known = jax.devices()[0].memory_stats() or {}
     limit = known.get("bytes_limit")
     return Memory(host, None if limit is None else limit - known.get("bytes_in_use", 0))
+
+
+def release() -> None:
+    """Give memory that was freed, but is kept by the C library for later, back to the system, where it can do that."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def peak_memory() -> int | None:

@@ -57,6 +57,7 @@ class Stages:
             yield
         finally:
             self.seconds[name] = round(time.perf_counter() - began, 3)
+            device.release()  # stages hold different things: what one left must not add to what the next needs
 
 
 def carry_out(
