@@ -29,7 +29,8 @@ from .io.atomic import explain, replacing
 
 CONFIG, RECORD, METRICS, CHECKPOINT = "config.toml", "run.json", "metrics.jsonl", "checkpoint"
 SLABS = "slabs.json"  # in the checkpoint of a run in slabs: what is known of those that are finished
-RESULTS = ("volume.mrc", "volume.rawtlt", "reconstruction.h5", "report.html", "volume.zarr")
+RESULTS = ("volume.mrc", "volume.rawtlt", "reconstruction.h5", "report.html")
+ZARR = "volume.zarr"
 _STAGE, _WORK = ".results", ".work"
 
 
@@ -185,7 +186,7 @@ def naming_disk_errors(path: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    for name in (CHECKPOINT, _STAGE, "volume.zarr"):
+    for name in (CHECKPOINT, _STAGE, ZARR):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (CONFIG, RECORD, METRICS, *RESULTS):
         (folder / name).unlink(missing_ok=True)

@@ -208,7 +208,7 @@ def _write(task: Task, result: Reconstruction) -> list[str]:
                 write_angles(volume.with_suffix(".rawtlt"), np.rad2deg(np.asarray(result.pose.tilt, float)))
         write(stage / "reconstruction.h5", result)
         if task.settings.running.zarr:
-            write(stage / "volume.zarr", result)
+            write(stage / run_folder.ZARR, result)
         report(stage / "report.html", result if stored is None else for_report(result, task.plan.reported))
         if stored is not None:
             stored.path.rename(volume)
