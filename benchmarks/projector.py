@@ -11,7 +11,6 @@ A peer that is not installed is left out, and the output says so.
 from __future__ import annotations
 
 import argparse
-import statistics
 from functools import partial
 
 import machine
@@ -126,8 +125,7 @@ def repeated(function, argument, pose, calls: int = 4) -> float:
         return 1e-12 * function(argument, pose.replace(tilt=pose.tilt + moved))[0, 0, 0]
 
     program = jax.jit(lambda pose: jax.lax.fori_loop(0, calls, again, 0.0))
-    program(pose).block_until_ready()
-    return statistics.median(machine.seconds(lambda: program(pose).block_until_ready()) / calls for _ in range(5))
+    return machine.interleaved({"": lambda: program(pose).block_until_ready()}, rounds=3)[""].median / calls
 
 
 def show_floors(size, volume, images, contenders, programs, times, ceilings, options) -> None:
