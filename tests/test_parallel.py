@@ -235,7 +235,7 @@ def test_tilts_over_devices_by_pmap_vmap_and_shard_map(problems):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-3 * float(jnp.abs(b).max()))
 
 
-@pytest.mark.parametrize("name", ["sirt", "tv"])
+@pytest.mark.parametrize("name", ["sirt", "cgls"])
 def test_an_ensemble_by_pmap_equals_one_by_one(problems, name):
     problem, solver = problems["nominal"], SOLVERS[name]
     keys = jax.random.split(jax.random.key(1), 4)

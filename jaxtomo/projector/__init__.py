@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ..data import Pose
 from ..errors import InputError
 from . import general, warp, xla
-from .split import across_rows, by_rows, gathered
+from .split import across_rows, by_rows, gathered, matched
 from .xla import joseph, trapezoid
 
 __all__ = ["adjoint", "back_project", "forward", "joseph", "project", "trapezoid"]
@@ -121,15 +121,15 @@ def forward(volume, pose: Pose, width: int, footprint=trapezoid, mesh=None) -> j
     across = jnp.zeros(tilts, pose.tilt.dtype) if planar or pose.shift is None else pose.shift[:, 0]
     seen = _extent((volume.shape[0], volume.shape[1]), width) if planar else width
     if pose.second_tilt is None:
-        ray_sums = by_rows(lambda *given: kernels().forward(*given, seen, footprint), mesh)
+        ray_sums = by_rows(lambda *given: kernels().forward(*matched(*given), seen, footprint), mesh)
         images = ray_sums(volume, pose.tilt, across)
     else:
         images = _oblique(seen, mesh)(volume, pose.tilt, pose.second_tilt, across)
     if planar:
         frame = (width, volume.shape[2])
-        images = across_rows(lambda *given: warp.warp(*given, frame), mesh)(images, *_planar(pose))
+        images = across_rows(lambda *given: warp.warp(*matched(*given), frame), mesh)(images, *_planar(pose))
     elif pose.shift is not None:
-        images = across_rows(warp.slide, mesh)(images, pose.shift[:, 1])
+        images = across_rows(lambda *given: warp.slide(*matched(*given)), mesh)(images, pose.shift[:, 1])
     return jnp.asarray(images)
 
 
@@ -147,14 +147,15 @@ def adjoint(images, pose: Pose, shape: tuple[int, int], footprint=trapezoid, mes
     across = jnp.zeros(tilts, pose.tilt.dtype)
     if pose.rotation is not None or pose.magnification is not None:
         frame = (_extent(shape, width), ny)
-        images = across_rows(lambda *given: warp.unwarp(*given, frame), mesh)(images, *_planar(pose))
+        images = across_rows(lambda *given: warp.unwarp(*matched(*given), frame), mesh)(images, *_planar(pose))
     elif pose.shift is not None:
-        images, across = across_rows(warp.slide, mesh)(images, -pose.shift[:, 1]), pose.shift[:, 0]
+        across = pose.shift[:, 0]
+        images = across_rows(lambda *given: warp.slide(*matched(*given)), mesh)(images, -pose.shift[:, 1])
     if pose.second_tilt is None:
-        return by_rows(lambda *given: kernels().adjoint(*given, shape, footprint), mesh)(images, pose.tilt, across)
-    like = jax.ShapeDtypeStruct((*shape, ny), images.dtype)
-    ray_sums = _oblique(images.shape[1], mesh)
-    return jax.linear_transpose(lambda v: ray_sums(v, pose.tilt, pose.second_tilt, across), like)(images)[0]
+        smeared = by_rows(lambda *given: kernels().adjoint(*matched(*given), shape, footprint), mesh)
+        return smeared(images, pose.tilt, across)
+    ray_sums, nothing = _oblique(images.shape[1], mesh), jnp.zeros((*shape, ny), images.dtype)
+    return jax.vjp(lambda v: ray_sums(v, pose.tilt, pose.second_tilt, across), nothing)[1](images)[0]
 
 
 def _extent(shape: tuple[int, int], width: int) -> int:

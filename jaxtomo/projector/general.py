@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .split import matched
+
 
 def _crossings(plane, u, v, tilt, second, steep, shape):
     """Where the rays (u, v) cross a plane of the main axis: the two other coordinates, from the centre.
@@ -52,7 +54,7 @@ def forward(volume, tilt, second, shift, width: int):
                     total = total + weight * flat.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
             return total, None
 
-        total = jnp.zeros((width, ny), volume.dtype)
+        total = matched(jnp.zeros((width, ny), volume.dtype), volume, tilt, second, shift)[0]
         return lax.scan(add_plane, total, jnp.arange(max(nz, nx)))[0] * length
 
     return lax.map(one, (tilt, second, shift))

@@ -7,6 +7,8 @@ back by another. Rows and tilts that do not divide by the number of devices are 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 
 import jax
@@ -18,6 +20,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 def rows(mesh: Mesh) -> NamedSharding:
     """Arrays `[·, ·, y]` split along their last axis over all devices of the mesh."""
     return NamedSharding(mesh, PartitionSpec(None, None, mesh.axis_names))
+
+
+def matched(*arrays):
+    """The arrays, all said to differ between the devices of a user's own `shard_map` if one of them does.
+
+    JAX wants that of the start of a loop whose end will differ, and sums over devices what it pulls back through here.
+    The selection is never made; XLA removes it.
+    """
+    never = functools.reduce(operator.or_, (jnp.isnan(a).any() for a in arrays)) & False
+    return [jnp.where(never, jnp.ones((), a.dtype), a) for a in arrays]
 
 
 def padded(array, count: int, axis: int, mode: str = "constant"):

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .split import matched
+
 
 class Footprint(NamedTuple):
     """How a voxel spreads over the rays.
@@ -198,7 +200,7 @@ def forward(volume, tilt, shift, width: int, footprint: Footprint = trapezoid) -
             copied = _gather(rows, source[i] + part).astype(dtype)
             return lax.scan(lambda total, t: (_sum_taps(total, copied, *t), None), total, table)[0]
 
-        start = jnp.zeros((tilts, width, ny // parts), dtype)
+        start, *_ = matched(jnp.zeros((tilts, width, ny // parts), dtype), volume, tilt, shift)
         return lax.fori_loop(0, (planes + together - 1) // together, chunk, start)
 
     images = lax.map(sums, jnp.arange(parts))
@@ -234,7 +236,7 @@ def adjoint(images, tilt, shift, shape: tuple[int, int], footprint: Footprint = 
             return first + number * held, [jnp.where(real, w, 0) for w in weights]
 
         table = jax.vmap(jax.vmap(tabulate))(c, s, shift, number, real)
-        start = jnp.zeros((slab, nx, ny), dtype)
+        start, *_ = matched(jnp.zeros((slab, nx, ny), dtype), images, c, s, shift)
         return lax.scan(lambda total, t: (_sum_taps(total, rows, *t), None), start, table)[0]
 
     z = jnp.arange(-(-nz // slab) * slab, dtype=tilt.dtype).reshape(-1, slab)
