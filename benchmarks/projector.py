@@ -4,6 +4,7 @@
     python benchmarks/projector.py                 # 128³ and 256³, 61 tilts ±60°
     python benchmarks/projector.py --quick         # 64³, two rounds
     python benchmarks/projector.py --sizes 64 128 256 512 --peers     # no peers: shares of the machine's ceilings
+    python benchmarks/projector.py --gpu           # 512³ and 1024³ on a GPU, XLA's kernels and Triton's
 
 A peer that is not installed is left out, and the output says so.
 """
@@ -14,6 +15,7 @@ import argparse
 from functools import partial
 
 import machine
+import projector_gpu
 from peers import PEERS, Contender, joseph_in_float64  # before JAX: see there
 
 # isort: split
@@ -228,7 +230,8 @@ def pose_gradients(size: int, options) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--sizes", type=int, nargs="+", help="by default 128 and 256, on a GPU 512 and 1024")
+    parser.add_argument("--gpu", action="store_true", help="the XLA path and the Triton kernels on a GPU")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
         "--budget", type=float, default=120.0, help="seconds of timed calls, per contender and direction"
@@ -241,7 +244,10 @@ def main() -> None:
         options.sizes, options.rounds = [64], 2
     packages = ("jaxtomo", "jax", "astra-toolbox", "mbirjax", "svmbir", "scipy", "numpy")
     print(*machine.described(*packages), sep="\n")
-    for size in options.sizes:
+    if options.gpu:
+        projector_gpu.run(options)
+        return
+    for size in options.sizes or [128, 256]:
         compare(size, options)
         pose_gradients(size, options)
 

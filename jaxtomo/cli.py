@@ -1,7 +1,7 @@
 """The command line: which command is meant, its settings, and what its end means as an exit code.
 
 0 done   1 internal error   2 wrong flags   3 bad input or metadata   4 does not fit in memory
-5 finished, but a number asked for with --fail-under was missed   130 interrupted
+5 finished, but a number asked for with --fail-under was missed   6 another host of the run is gone   130 interrupted
 """
 
 from __future__ import annotations
