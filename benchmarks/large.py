@@ -94,17 +94,17 @@ def large_runs(folder: Path, options: argparse.Namespace) -> None:
 
 def plans(folder: Path, options: argparse.Namespace) -> None:
     """A volume that is only planned: `--dry-run` reads headers alone."""
-    size = 2 * options.size if options.size < BAR_AT else PLANNED_ONLY
+    size, memory = (2 * options.size if options.size < BAR_AT else PLANNED_ONLY), 2 * options.memory
     series, rows = made(folder, size, options.tilts), []
     for method in options.methods.split(","):
-        given = ("--method", method, "--memory", options.memory, "--no-align", "--out", folder / "planned")
+        given = ("--method", method, "--memory", memory, "--no-align", "--out", folder / "planned")
         run = command("reconstruct", series, *given, "--dry-run")
         plan = run.document
-        memory = f"{plan['memory_bytes']['host'] / 2**30:.2f}"
+        peak = f"{plan['memory_bytes']['host'] / 2**30:.2f}"
         hours = f"{plan['seconds'] / 3600:.1f}"
-        rows.append((method, plan["slabs"], plan["slab_rows"], memory, hours, f"{run.seconds:.1f}"))
+        rows.append((method, plan["slabs"], plan["slab_rows"], peak, hours, f"{run.seconds:.1f}"))
     header = ("", "slabs", "rows of one", "peak, GiB", "hours", "planned in, s")
-    machine.show(f"{size}³ planned, --memory {options.memory:g}", header, rows, markdown=options.markdown)
+    machine.show(f"{size}³ planned, --memory {memory:g}", header, rows, markdown=options.markdown)
 
 
 def whole_runs(folder: Path, sizes: Sequence[int], options: argparse.Namespace) -> None:

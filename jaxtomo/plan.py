@@ -22,6 +22,7 @@ class Need(NamedTuple):
         projections: forward and back-projections of all tilts in one step.
         passes: how often one step reads or writes the volume beside that.
         padding: voxels added on each side of the volume it works on.
+        code: bytes of its compiled code, and of what compiling leaves behind, beside those of `PROGRAM`.
     """
 
     volumes: float
@@ -29,6 +30,7 @@ class Need(NamedTuple):
     projections: float
     passes: float
     padding: int = 0
+    code: int = 0
 
 
 NEEDS = {
@@ -36,9 +38,9 @@ NEEDS = {
     "sirt": Need(3.1, 5.4, 2, 6),
     "sart": Need(4.7, 6.0, 3, 100),
     "cgls": Need(4.1, 5.0, 2, 6),
-    "tv": Need(20.5, 11.7, 2.2, 25),
-    "tvq": Need(11, 6.4, 2, 80),
-    "gaussian": Need(7.3, 5.8, 2, 55, padding=16),
+    "tv": Need(20.5, 11.7, 2.2, 25, code=100_000_000),
+    "tvq": Need(11, 6.4, 2, 80, code=80_000_000),
+    "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
 TABLE = 800  # bytes of the projector's weights for each tilt and pixel across the axis; counts in thin slabs
 MARGIN = 2  # rows computed beyond each end of a slab, for shifts along the axis that are no whole number of pixels
@@ -46,11 +48,12 @@ HALO = 8  # the same for total variation: farther than that neighbouring rows do
 SLICED = {"wbp": MARGIN, "sirt": MARGIN, "sart": MARGIN, "tv": HALO}
 """Methods whose volume can be made in slabs, and the rows beyond each end of one that are computed and dropped."""
 
-PROGRAM = 500_000_000  # bytes of the program itself: libraries, compiled code
+PROGRAM = 470_000_000  # bytes of the program itself: libraries, compiled code
 PREPARE = 4  # stacks while the images are aligned: as read, cleaned, smoothed, their masks
 STREAMED = 200_000_000  # bytes while images are read and cleaned a few at a time
 HELD = 2  # stacks a run holds beside the solver: its images, and those of the problem on their way
-PASSED = Need(0.7, 3, 0, 0)  # beside the solver of a slab: the last one's volume and the next one's images
+AHEAD = 3  # stacks of the next slab, read while the present one is solved
+STARTING_SOLVER = 2.7  # volumes while a solver starts and the last slab is still being written
 JUDGE = Need(18, 6, 0, 0)  # of the quality numbers, for the rows they are judged on
 REPORT = Need(4, 9, 1, 0)  # of the report and the writing, after the solver's memory is free
 REPORTED = (256, 192, 128, 96, 64)  # voxels: a volume in slabs is binned for the report until no side is longer
@@ -112,7 +115,7 @@ class Plan:
         most = min(JUDGED, self.rows)
         if self.slabs == 1:
             return most
-        return max(1, min(most, int(most * self._solving_bytes / self._needed(JUDGE, most))))
+        return max(1, min(most, self.slab_rows, int(most * self._solving_bytes / self._needed(JUDGE, most))))
 
     @property
     def reported(self) -> int:
@@ -145,7 +148,8 @@ class Plan:
     @property
     def host_bytes(self) -> int:
         """Peak in the computer's own memory; on a CPU the solver is part of it."""
-        return PROGRAM + max(self._preparing_bytes, self._solving_bytes, self._judging_bytes, self._reporting_bytes)
+        stages = self._preparing_bytes, self._solving_bytes, self._judging_bytes, self._reporting_bytes
+        return PROGRAM + NEEDS[self.method].code + max(stages)
 
     def _needed(self, need: Need, rows: int) -> int:
         """Bytes of so many volumes and stacks of `rows` rows."""
@@ -162,7 +166,8 @@ class Plan:
     def _solving_bytes(self) -> int:
         solver = self.solver_bytes if self.device == "cpu" else self._needed(Need(1, 0, 0, 0), self.slab_rows)
         if self.slabs > 1:  # images and volume lie in files
-            return solver + self._needed(PASSED, self.slab_rows)
+            starting = self._needed(NEEDS[self.method]._replace(volumes=STARTING_SOLVER), self.slab_rows)
+            return max(solver, starting) + self._needed(Need(0, AHEAD, 0, 0), self.slab_rows)
         return int(solver + HELD * self.stack_bytes)
 
     @property
@@ -213,14 +218,16 @@ def fits(plan: Plan, memory: Memory) -> bool:
 
 
 def fewest_slabs(plan: Plan, memory: Memory) -> Plan:
-    """`plan` with the least number of slabs that fits; in one where none does, or where the method knows no slabs."""
-    if fits(plan, memory) or plan.method not in SLICED:
+    """`plan` with the least number of slabs that fits; where none does, with what needs least.
+
+    A method that knows no slabs is left in one.
+    """
+    if plan.method not in SLICED:
         return plan
-    for rows in range(plan.rows - 1, 0, -1):  # that one slab keeps
-        slabs = -(-plan.rows // rows)
-        if fits(sliced := replace(plan, slabs=slabs), memory):
-            return sliced
-    return plan
+    sliced = [
+        replace(plan, slabs=slabs) for slabs in sorted({-(-plan.rows // kept) for kept in range(1, plan.rows + 1)})
+    ]
+    return next((some for some in sliced if fits(some, memory)), min(sliced, key=lambda some: some.host_bytes))
 
 
 def require(plan: Plan, memory: Memory, source: str) -> None:
