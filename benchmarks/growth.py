@@ -130,7 +130,11 @@ def measured(cell: Cell, options) -> dict[str, Any]:
     timing = machine.interleaved({cell.method: call}, options.rounds, budget=options.seconds)[cell.method]
     after = os.times()
     user, system = after.user - before.user, after.system - before.system
-    return record | {"taken": timing.taken, "system": system / (user + system), "rise": machine.peak_growth(call)}
+    return record | {
+        "taken": timing.taken,
+        "system": system / max(user + system, 1e-9),
+        "rise": machine.peak_growth(call),
+    }
 
 
 def done(file: Path) -> dict[Cell, dict]:
@@ -141,8 +145,9 @@ def done(file: Path) -> dict[Cell, dict]:
         record = json.loads(line)
         cell = Cell(*record["cell"])
         before = found.get(cell)
-        if before is None or before["under"] != record["under"] or not seconds(record) > seconds(before):
-            found[cell] = record
+        if before and before["taken"] and before["under"] == record["under"] and not seconds(record) < seconds(before):
+            continue
+        found[cell] = record
     return found
 
 
@@ -274,7 +279,8 @@ def show_parts(found, options) -> None:
                 f"{1e3 * each:.3g}",
                 f"{1e3 * fixed:.3g}",
                 f"{fixed / each:.0f}",
-                f"{system[0]:.0%} to {system[-1]:.0%}",
+                f"{system[0]:.0%} to {system[-1]:.0%}" if system else "",
+                "{:.1f} to {:.1f}".format(*(f(r["compiling"] for r in mine.values()) for f in (min, max))),
             )
 
     ratios = [r["rise"] / r["new"] for c, r in found.items() if r.get("rise", math.nan) > 0 and r["new"] > 200 * MB]
@@ -292,7 +298,18 @@ def show_parts(found, options) -> None:
         )
     machine.show(
         "What the cost is made of",
-        ("", "volumes", "stacks", "MB", "error", "ms a tilt", "ms fixed", "fixed, in tilts", "system"),
+        (
+            "",
+            "volumes",
+            "stacks",
+            "MB",
+            "error",
+            "ms a tilt",
+            "ms fixed",
+            "fixed, in tilts",
+            "system",
+            "compiled in, s",
+        ),
         lines(),
         notes,
         markdown=options.markdown,
