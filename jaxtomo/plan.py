@@ -34,7 +34,7 @@ class Need(NamedTuple):
 
 
 NEEDS = {
-    "wbp": Need(2.1, 7.5, 2, 6),
+    "wbp": Need(2.4, 7.5, 2, 6),
     "sirt": Need(3.1, 5.4, 2, 6),
     "sart": Need(4.7, 6.0, 3, 100),
     "cgls": Need(4.1, 5.0, 2, 6),
@@ -252,10 +252,11 @@ def _cures(plan: Plan, memory: Memory) -> Iterator[str]:
         if fits(binned, memory) or fits(fewest_slabs(binned, memory), memory):
             yield f"--bin {factor}"
             break
-    other = plan if plan.method in SLICED else replace(plan, method="tv")
-    sliced = fewest_slabs(other, memory)
-    if sliced.slabs > plan.slabs and fits(sliced, memory):
-        yield f"--slabs {sliced.slabs}" if other is plan else "--method tv"
+    for method in (plan.method,) if plan.method in SLICED else ("tv", "sirt"):
+        sliced = fewest_slabs(replace(plan, method=method), memory)
+        if sliced.slabs > plan.slabs and fits(sliced, memory):
+            yield f"--slabs {sliced.slabs}" if method == plan.method else f"--method {method}"
+            break
 
 
 def free_memory() -> int | None:

@@ -13,7 +13,7 @@ import pytest
 import jaxtomo as jt
 from jaxtomo import cli, run_folder
 from jaxtomo.commands import device, running, solving
-from jaxtomo.plan import PROGRAM, Memory
+from jaxtomo.plan import NEEDS, PROGRAM, Memory
 
 ANGLES = "-60:60:10"
 
@@ -192,15 +192,15 @@ def test_a_run_that_diverges_leaves_nothing(refused, series, monkeypatch):
 
 
 def test_too_large_for_the_memory(refused, series, monkeypatch):
-    monkeypatch.setattr(device, "memory", lambda most: Memory(PROGRAM + 900_000))
+    monkeypatch.setattr(device, "memory", lambda most: Memory(PROGRAM + NEEDS["tv"].code + 900_000))
     message = refused("reconstruct", series, "--out", "run", code=4)
     assert "--bin 2" in message and "s.mrc" in message and "MB" in message
     assert "--bin" in refused("reconstruct", series, "--thickness", "200", "--dry-run", code=4)
-    monkeypatch.setattr(device, "memory", lambda most: Memory(PROGRAM + 12_000_000))
+    monkeypatch.setattr(device, "memory", lambda most: Memory(PROGRAM + 6_000_000))
     thick = ("reconstruct", series, "--thickness", "200", "--out", "run")
-    assert "--method tv" in refused(*thick, "--method", "cgls", code=4)
+    assert "--method sirt" in refused(*thick, "--method", "cgls", code=4)
     assert "in 1 slabs" not in refused(*thick, "--method", "tv", "--slabs", "1", code=4)
-    monkeypatch.setattr(device, "memory", lambda most: Memory(PROGRAM + 900_000))
+    monkeypatch.setattr(device, "memory", lambda most: Memory(PROGRAM + NEEDS["tv"].code + 900_000))
     argv = [
         "reconstruct",
         str(series),

@@ -32,19 +32,20 @@ def compiled_bytes(method, tilts, rows, width, thickness):
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-@pytest.mark.parametrize("shape", [(15, 96, 96, 96), (61, 48, 96, 32)])
+@pytest.mark.parametrize("shape", [(61, 128, 256, 256), (61, 128, 512, 256)])
 def test_the_table_agrees_with_the_compiler(method, shape):
+    """Where arrays are large beside what the program needs anyway."""
     tilts, rows, width, thickness = shape
     predicted = Plan(method, tilts, rows, width, thickness, steps=1).solver_bytes
     measured = compiled_bytes(method, *shape)
-    assert measured <= predicted <= 2 * measured, (predicted / 1e6, measured / 1e6)
+    assert 0.9 * measured <= predicted <= 1.25 * measured, (predicted / 1e6, measured / 1e6)
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
 @pytest.mark.parametrize("free", [3e6, 2e7, 2e8])
 def test_the_advice_fits(method, free):
     run = Plan(method, 61, 200, 200, 200, steps=100)
-    memory = Memory(plan.PROGRAM + int(free))
+    memory = Memory(plan.PROGRAM + plan.NEEDS[method].code + int(free))
     assert not plan.fits(run, memory)
     with pytest.raises(jt.DoesNotFitError) as caught:
         plan.require(run, memory, "needle.mrc")
