@@ -53,10 +53,14 @@ def main(argv: list[str] | None = None) -> int:
         return _failed(2, f"no command {argv[0]!r}. {hint}", argv)
     from . import hosts
 
-    if hosts.several() and hosts.WATCHED not in os.environ:
-        return hosts.watched(sys.orig_argv)
+    try:
+        if hosts.several() and hosts.WATCHED not in os.environ:
+            return hosts.watched(sys.orig_argv)
+    except InputError as error:
+        return _failed(3, str(error), argv)
     code = _checked(argv)
-    hosts.leave(code)
+    if code not in (0, 5):  # the others are done too
+        hosts.leave(code)
     return code
 
 

@@ -18,16 +18,24 @@ import numpy as np
 from .errors import InputError
 
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-STARTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes srun or mpirun started
+STARTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # how many processes srun or mpirun started
 WATCHED = "JAXTOMO_WATCHED"  # set in the environment of a process that `watched` started
 SILENT = 30  # seconds after which a process that says nothing counts as gone
 GONE = 6  # exit code of a process that ends because another one is gone
 
 
 def several() -> bool:
-    """Whether this process was started as one of several; from the environment alone."""
-    counts = [int(os.environ.get(name) or 1) for name in (*STARTED, BY_HAND[1])]
-    return max(counts) > 1 or {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys()
+    """Whether this process was started as one of several; from the environment alone.
+
+    Raises InputError if that says something else than a number.
+    """
+    counts = {name: os.environ.get(name) or "1" for name in (*STARTED, BY_HAND[1])}
+    for name, number in counts.items():
+        if not number.isdigit():
+            raise InputError(f"{name}={number} is no number of processes. Set it to one, or not at all.")
+    return (
+        max(map(int, counts.values())) > 1 or {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys()
+    )
 
 
 def watched(command: Sequence[str]) -> int:
@@ -36,7 +44,7 @@ def watched(command: Sequence[str]) -> int:
     JAX aborts a process whose companions are gone, which the process itself cannot catch.
     """
     child = subprocess.Popen(command, env={**os.environ, WATCHED: "1"}, start_new_session=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: child.send_signal(number))
     code = child.wait()
     if code == -signal.SIGABRT:
@@ -71,10 +79,13 @@ def join() -> None:
             f"the processes of this run did not find each other ({said}). Check that all were started, and that the "
             "first can be reached; or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID by hand."
         ) from error
+    wait("joined")  # now, as processes connect when they first talk, and wait only half a minute for each other then
 
 
 def count() -> int:
-    """How many processes there are."""
+    """How many processes there are; asking does not start JAX."""
+    if "jax" not in sys.modules:
+        return 1
     import jax
 
     return jax.process_count()
@@ -82,6 +93,8 @@ def count() -> int:
 
 def first() -> bool:
     """Whether this is the first process, or the only one."""
+    if count() == 1:
+        return True
     import jax
 
     return jax.process_index() == 0

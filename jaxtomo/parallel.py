@@ -40,7 +40,8 @@ def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
             )
         devices = there[:devices]
     chosen = list(there if devices is None else devices)
-    return jax.make_mesh((len(chosen),), ("rows",), axis_types=(AxisType.Auto,), devices=chosen)
+    # Not `jax.make_mesh`, which may reorder them: every host is to hold rows that lie side by side.
+    return Mesh(np.array(chosen), ("rows",), axis_types=(AxisType.Auto,))
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +86,7 @@ def split(problem: Problem, solver: Solver, mesh: Mesh, height: int | None = Non
         shape=(*problem.shape[:2], height),
         mesh=mesh,
     )
-    init = jax.jit(lambda problem, key: _packed(solver.init(_true(problem), key), problem))
+    init = jax.jit(lambda problem, key: _packed(solver.init(unpadded(problem), key), problem))
     read = jax.jit(lambda problem, state: _read(solver, problem, state))
     return placed, solver._replace(
         init=init, step=_split_step(solver.step), read=lambda problem, state: _fetched(problem, *read(problem, state))
@@ -97,12 +98,11 @@ def held_rows(height: int, mesh: Mesh) -> slice:
     local = set(mesh.local_mesh.devices.flat)
     here = [i for i, device in enumerate(mesh.devices.flat) if device in local]
     each = -(-height // mesh.size)
-    rows = slice(here[0] * each, min(height, (here[-1] + 1) * each))
-    if rows.start >= rows.stop:
+    if not here or here[0] * each >= height:
         raise InputError(
-            f"{height} rows in slabs of {each} leave none for host {jax.process_index()}. Take fewer devices."
+            f"{height} rows over {mesh.size} devices leave none for process {jax.process_index()}. Start fewer."
         )
-    return rows
+    return slice(here[0] * each, min(height, (here[-1] + 1) * each))
 
 
 def fetched(array) -> np.ndarray:
@@ -152,9 +152,21 @@ def _placed(array, height: int, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_process_local_data(rows(mesh), local, (*array.shape[:2], each * mesh.size))
 
 
-def _true(problem: Problem) -> Problem:
-    """The problem without padding, inside a compiled function."""
-    height, mesh, weights = problem.shape[2], _mesh_of(problem), problem.weights
+def at_rest_again(problem: Problem) -> Problem:
+    """A split problem that was cut, padded and split as `split` leaves it."""
+    mesh = _mesh_of(problem)
+
+    def placed(array):
+        return jax.device_put(padded(array, mesh.size, -1), rows(mesh)) if array.shape[2] > 1 else array
+
+    return problem.replace(images=placed(problem.images), weights=placed(problem.weights))
+
+
+def unpadded(problem: Problem) -> Problem:
+    """The problem in its true shape, inside a compiled function; one that is not split is that already."""
+    if problem.mesh is None:
+        return problem
+    height, mesh, weights = problem.shape[2], problem.mesh, problem.weights
     return problem.replace(
         images=_cut(problem.images, height, mesh),
         weights=weights if weights.shape[2] == 1 else _cut(weights, height, mesh),
@@ -189,14 +201,14 @@ def _split_step(step):
     """`step` between packed states; one function for one, so that it is compiled once."""
 
     def split_step(problem, split, key):
-        state, info = step(_true(problem), _unpacked(split, _mesh_of(problem)), key)
+        state, info = step(unpadded(problem), _unpacked(split, _mesh_of(problem)), key)
         return _packed(state, problem), info
 
     return split_step
 
 
 def _read(solver, problem, split):
-    volume, pose = solver.read(_true(problem), _unpacked(split, _mesh_of(problem)))
+    volume, pose = solver.read(unpadded(problem), _unpacked(split, _mesh_of(problem)))
     mesh = _mesh_of(problem)
     return lax.with_sharding_constraint(padded(volume, mesh.size, 2), rows(mesh)), pose
 

@@ -110,10 +110,15 @@ class Plan:
         return min(self.rows, -(-self.rows // self.slabs) + 2 * self.margin)
 
     @property
+    def in_files(self) -> bool:
+        """Whether images and volume as a whole lie in files, not in memory."""
+        return self.slabs > 1 or self.hosts > 1
+
+    @property
     def judged_rows(self) -> int:
         """Rows in the middle that the quality is judged on: not more than memory has room for in slabs."""
         most = min(JUDGED, self.rows)
-        if self.slabs == 1:
+        if not self.in_files:
             return most
         return max(1, min(most, self.slab_rows, int(most * self._solving_bytes / self._needed(JUDGE, most))))
 
@@ -158,26 +163,27 @@ class Plan:
 
     @property
     def _preparing_bytes(self) -> int:
-        if self.streamed and self.slabs > 1:
+        if self.streamed and self.in_files:
             return STREAMED
         return int(PREPARE * self.stack_bytes + (self.binning**2 if self.binning > 1 else 0) * self.stack_bytes)
 
     @property
     def _solving_bytes(self) -> int:
         solver = self.solver_bytes if self.device == "cpu" else self._needed(Need(1, 0, 0, 0), self.slab_rows)
-        if self.slabs > 1:  # images and volume lie in files
-            starting = self._needed(NEEDS[self.method]._replace(volumes=STARTING_SOLVER), self.slab_rows)
-            return max(solver, starting) + self._needed(Need(0, AHEAD, 0, 0), self.slab_rows)
+        if self.in_files:
+            rows = -(-self.slab_rows // self.hosts)
+            starting = self._needed(NEEDS[self.method]._replace(volumes=STARTING_SOLVER), rows)
+            return max(solver, starting) + self._needed(Need(0, AHEAD, 0, 0), rows)
         return int(solver + HELD * self.stack_bytes)
 
     @property
     def _judging_bytes(self) -> int:
-        held = self.volume_bytes + self.stack_bytes if self.slabs == 1 else 0
+        held = self.volume_bytes + self.stack_bytes if not self.in_files else 0
         return held + self._needed(JUDGE, self.judged_rows) if self.judged else 0
 
     @property
     def _reporting_bytes(self) -> int:
-        shown = self if self.slabs == 1 else self._binned_to(self.reported)
+        shown = self if not self.in_files else self._binned_to(self.reported)
         return shown._needed(REPORT, shown.rows)
 
     def _binned_to(self, longest: int) -> Plan:
@@ -252,6 +258,9 @@ def _cures(plan: Plan, memory: Memory) -> Iterator[str]:
         if fits(binned, memory) or fits(fewest_slabs(binned, memory), memory):
             yield f"--bin {factor}"
             break
+    if plan.hosts > 1:
+        yield "more hosts"
+        return
     for method in (plan.method,) if plan.method in SLICED else ("tv", "sirt"):
         sliced = fewest_slabs(replace(plan, method=method), memory)
         if sliced.slabs > plan.slabs and fits(sliced, memory):

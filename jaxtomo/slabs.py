@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .data import Problem, Reconstruction
+from .parallel import unpadded
 from .prepare import binned
 from .solve import Solver, reconstruct
 from .solvers.fit import rough
+from .solvers.sirt import sirt
 from .solvers.tv import Whole
 
 
@@ -88,7 +90,8 @@ def reconstruct_slabs(
             problem = ahead.result()
             if following is not None:
                 ahead = reading.submit(read, following.computed)
-            part = reconstruct(*split(problem, solver), steps, key=key, callbacks=callbacks(slab), assess=False)
+            problem, shared = split(problem, solver)
+            part = reconstruct(problem, shared, steps, key=key, callbacks=callbacks(slab), assess=False)
             steps = part.settings["steps"]
             energy = float(_energy(problem, slab.inside.start, slab.inside.stop))
             if written is not None:
@@ -99,7 +102,12 @@ def reconstruct_slabs(
             written.result()
 
 
-def survey(slabs: Sequence[Slab], read: Callable[[slice], Problem], seen: Callable[[Slab], None]) -> list[Survey]:
+def survey(
+    slabs: Sequence[Slab],
+    read: Callable[[slice], Problem],
+    seen: Callable[[Slab], None],
+    split: Callable[[Problem, Solver], tuple[Problem, Solver]] = lambda *given: given,
+) -> list[Survey]:
     """A first look at every slab, for methods whose slabs have to know of the whole; `seen` is called before each."""
     found = []
     with ThreadPoolExecutor(1) as reading:
@@ -109,6 +117,7 @@ def survey(slabs: Sequence[Slab], read: Callable[[slice], Problem], seen: Callab
             problem = ahead.result()
             if following is not None:
                 ahead = reading.submit(read, following.computed)
+            problem, _ = split(problem, sirt())
             found.append(Survey(*map(float, _survey(problem, slab.inside.start, slab.inside.stop))))
     return found
 
@@ -127,6 +136,7 @@ def whole(surveys: Sequence[Survey], voxels: int) -> Whole:
 
 @jax.jit
 def _survey(problem, start, stop):
+    problem = unpadded(problem)
     volume = jnp.where(_between(problem, start, stop), rough(problem)[0], 0)
     largest = jnp.max(volume)
     relative = volume / jnp.where(largest > 0, largest, 1)
@@ -136,6 +146,7 @@ def _survey(problem, start, stop):
 @jax.jit
 def _energy(problem, start, stop):
     """Σ w y² of the images of some rows."""
+    problem = unpadded(problem)
     return jnp.sum(jnp.where(_between(problem, start, stop), problem.weights * problem.images**2, 0))
 
 

@@ -131,6 +131,8 @@ def reconstruct(
     steps = solver.steps if steps is None else steps
     if steps < 1:
         raise InputError(f"steps is {steps}. Give at least 1.")
+    if assess and hosts.count() > 1:
+        raise InputError("assess=True looks at rows that other hosts hold. Give assess=False.")
     key = jax.random.key(0) if key is None else key
     if callbacks is None:
         callbacks = (default_callbacks.progress(), default_callbacks.stop_when_converged())

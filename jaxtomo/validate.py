@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import metrics
+from . import metrics, parallel
 from .data import Problem
 from .errors import InputError
 from .solve import CHUNK, Solver, run_steps
@@ -20,6 +20,7 @@ EDGE = 0.1  # of the radius: how softly the mask falls off
 @jax.jit
 def prediction_error(problem: Problem, volume):
     """Relative residual norm of each tilt, `[tilt]`: ‖A_i v - y_i‖ / ‖y_i‖ over pixels that count; 0 without any."""
+    problem = parallel.unpadded(problem)
     predicted = problem.explained(problem.project(volume))
     residual = jnp.sum(problem.weights * (predicted - problem.images) ** 2, (1, 2))
     signal = jnp.sum(problem.weights * problem.images**2, (1, 2))
@@ -34,7 +35,7 @@ def slab(problem: Problem, slices: int) -> Problem:
         return problem
     start = (height - slices) // 2
     rows = slice(start, start + slices)
-    weights = jnp.broadcast_to(problem.weights, (*problem.weights.shape[:2], height))[:, :, rows]
+    weights = jnp.broadcast_to(problem.weights, (*problem.weights.shape[:2], problem.images.shape[2]))[:, :, rows]
     if problem.pose.shift is not None:
         # Pixels whose slice of the specimen was cut off with its neighbours say nothing here.
         row = jnp.arange(slices) - problem.pose.shift[:, 1, None]
@@ -44,7 +45,8 @@ def slab(problem: Problem, slices: int) -> Problem:
     if series is not None:
         mask = None if series.mask is None else series.mask[:, rows]
         series = series.replace(images=series.images[:, rows], mask=mask)
-    return problem.replace(images=problem.images[:, :, rows], weights=weights, shape=shape, series=series)
+    cut = problem.replace(images=problem.images[:, :, rows], weights=weights, shape=shape, series=series)
+    return cut if problem.mesh is None else parallel.at_rest_again(cut)
 
 
 def live_tilts(problem: Problem) -> np.ndarray:

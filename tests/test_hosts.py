@@ -119,12 +119,23 @@ def _children(pid):
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def test_a_plan_and_a_missed_gate_on_two_hosts(series, tmp_path):
+    """Both end well for all: nobody waits for a process that has nothing more to do."""
+    argv = arguments(series, "run", "--method", "wbp")
+    assert end(start([*argv, "--dry-run"], tmp_path), tmp_path) == [0, 0]
+    assert (tmp_path / "out0").read_text() and not (tmp_path / "out1").read_text()
+    assert end(start([*argv, "--fail-under", "misfit=1e-9"], tmp_path), tmp_path) == [5, 0]
+
+
 def test_processes_that_do_not_know_of_each_other(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     assert hosts.several()
     with pytest.raises(jt.InputError, match="JAX_PROCESS_ID are not"):
         hosts.join()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(jt.InputError, match="no number of processes"):
+        hosts.several()
 
 
 @pytest.mark.parametrize(("name", "value"), [("SLURM_STEP_NUM_TASKS", "1"), ("OMPI_COMM_WORLD_SIZE", "1")])

@@ -15,7 +15,7 @@ from jaxtomo import callbacks, parallel
 from jaxtomo.projector import adjoint, forward
 from jaxtomo.solve import run_steps
 
-TILTS, NZ, NY, NX = 7, 12, 13, 16  # neither rows nor tilts divide by 4 or 8
+TILTS, NZ, NY, NX = 7, 11, 13, 16  # neither rows nor tilts nor planes divide by 4 or 8
 TILT_DEG = np.linspace(-60, 60, TILTS)
 
 
@@ -54,7 +54,7 @@ CASES = [(name, "nominal") for name in SOLVERS] + [
 def problems():
     rng = np.random.default_rng(0)
     volume = np.zeros((NZ, NY, NX), np.float32)
-    volume[3:9, 3:10, 4:12] = 0.5 + rng.random((6, 7, 8))
+    volume[2:8, 3:10, 4:12] = 0.5 + rng.random((6, 7, 8))
 
     def problem(pose):
         images = np.asarray(jt.project(volume, pose)) + 0.05 * rng.normal(size=(TILTS, NY, NX))
@@ -100,6 +100,17 @@ def test_fewer_rows_than_devices(problems, height):
     assert problem.shape[2] == height
     for solver in (SOLVERS["sirt"], SOLVERS["tv"]):
         assert close(run(*parallel.split(problem, solver, parallel.mesh(4))).volume, run(problem, solver).volume)
+
+
+def test_as_the_readme_has_it(problems):
+    """With everything at its default: progress, stop rule and the quality numbers, which are those of one device."""
+    problem = problems["shifted"]
+    one = jt.reconstruct(problem, jt.sirt(), 5)
+    four = jt.reconstruct(*parallel.split(problem, jt.sirt(), parallel.mesh(4)), 5)
+    assert four.metrics["prediction_error"] == pytest.approx(one.metrics["prediction_error"], rel=1e-4)
+    cut = jt.validate.cross_check(problem, jt.sirt(), 3, slices=6)
+    shared = jt.validate.cross_check(*parallel.split(problem, jt.sirt(), parallel.mesh(4)), 3, slices=6)
+    assert shared["prediction_error"] == pytest.approx(cut["prediction_error"], rel=1e-4)
 
 
 def test_masks_are_split_too(problems):

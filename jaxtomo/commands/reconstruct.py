@@ -136,19 +136,19 @@ def run(settings: Reconstruct, console: Console) -> Outcome:
         before = _earlier(folder, settings)
         if before.get("status") == "done" and not _more_steps(before, settings):
             console.say(f"{folder}: this run is finished.")
-            return outcome(settings, before)
+            return outcome(settings, before) if hosts.first() else Outcome("")
     facts = inspect(source, **settings.reading.arguments())
     device.start()
     free = device.memory(None if settings.running.memory is None else 1e9 * settings.running.memory)
     chosen = planned(settings, facts, before, free)
     plan.require(chosen, free, source)
+    if settings.running.dry_run:
+        return _dry(settings, facts, chosen, before, free, folder) if hosts.first() else Outcome("")
     if not hosts.first():
         from .sharing import assist
 
         assist(settings, chosen, folder, console)
         return Outcome("")
-    if settings.running.dry_run:
-        return _dry(settings, facts, chosen, before, free, folder)
     from .running import carry_out
 
     return outcome(settings, carry_out(settings, chosen, folder, before, console))
@@ -240,6 +240,11 @@ def planned(settings: Reconstruct, facts: dict, before: dict[str, Any] | None, f
     as few as fit into the memory that is `free`."""
     whole = _in_one(settings, facts)
     if whole.hosts > 1:  # each of which holds only its rows
+        if before is not None and before.get("slabs", 1) > 1:
+            raise InputError(
+                f"{before['folder']}: was begun in {before['slabs']} slabs, by one host. Resume it on one, or start "
+                "afresh with --overwrite."
+            )
         return whole
     if before is not None and before.get("slabs"):
         return replace(whole, slabs=before["slabs"])

@@ -33,7 +33,7 @@ from . import device
 from .options import TRANSIENT
 from .posing import posed
 from .reconstruct import Reconstruct, lasting
-from .sharing import share, solve_shared
+from .sharing import refuse_mixed, share, solve_shared
 from .solving import Task, held_out_error, interruptible, judged, middle, refuse_diverged, solve_whole
 from .streaming import solve_in_slabs
 
@@ -68,7 +68,7 @@ def carry_out(
     Raises Stopped when interrupted, after a checkpoint; any error removes what it began, unless a checkpoint is there.
     """
     solving, stages = settings.solving, Stages(console)
-    with run_folder.working(folder) if plan.slabs > 1 or plan.hosts > 1 else contextlib.nullcontext() as work:
+    with run_folder.working(folder) if plan.in_files else contextlib.nullcontext() as work:
         with stages("read", f"reading {settings.file}"):
             series, digest = _read(settings, plan, folder, before, work)
         count, height, width = series.images.shape[-3:]
@@ -82,6 +82,9 @@ def carry_out(
         likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)
         mesh = device.mesh(settings.running.devices)
         task = Task(settings, plan, folder, console, series, pose, likelihood, weights, before is not None, mesh)
+        trying = methods.tries_weights(solving.method, solving.weight, series.tilt_deg.size)
+        if plan.hosts > 1:
+            refuse_mixed(settings, pose, trying)
         solver = _solver(task, before, stages)
         steps = solving.steps or solver.steps
         facts: dict[str, Any] = {
@@ -96,7 +99,7 @@ def carry_out(
             "steps_asked": steps,
             "slabs": plan.slabs,
             "weight": solver.settings.get("weight"),
-            "weight_chosen": methods.tries_weights(solving.method, solving.weight, series.tilt_deg.size),
+            "weight_chosen": trying,
         }
         kept = config.dump(lasting(settings), leaving_out=TRANSIENT)
         if before is None:

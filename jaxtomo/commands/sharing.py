@@ -12,6 +12,7 @@ import numpy as np
 from .. import hosts, methods, run_folder
 from ..console import Console
 from ..data import Pose, Reconstruction
+from ..errors import InputError
 from ..io.stored import Stored
 from ..io.write_mrc import HEADER
 from ..plan import Plan
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from .reconstruct import Reconstruct
 
 PREPARED, VOLUME = "prepared.npz", "volume.mrc"
+
+
+def refuse_mixed(settings: Reconstruct, pose: Pose, trying: bool) -> None:
+    """Raises InputError if some rows alone are to be looked at and the pose mixes rows: no host has all of them."""
+    solving = settings.solving
+    mixed = any(value is not None for value in (pose.rotation, pose.magnification, pose.second_tilt))
+    if mixed and (solving.assess or solving.hold_out or trying):
+        raise InputError(
+            f"{settings.file}: its slices are mixed by a rotation or a magnification, so none can be judged apart and "
+            "no host holds all. Align it first (jaxtomo align), or give --no-assess, --weight and no --hold-out."
+        )
 
 
 def share(task: Task, solver: Solver, steps: int, work: Path) -> None:

@@ -129,7 +129,7 @@ def middle(task: Task, count: int) -> tuple[TiltSeries, Pose]:
     """At most `count` rows in the middle of the images; all of them where the pose does not let rows be cut out."""
     series, pose = task.series, task.pose
     mixed = any(value is not None for value in (pose.rotation, pose.magnification, pose.second_tilt))
-    if task.plan.slabs == 1 and (mixed or count >= series.images.shape[-2]):
+    if not task.plan.in_files and (mixed or count >= series.images.shape[-2]):
         return series, pose
     return rows_of(series, pose, middle_rows(series, count))
 
@@ -152,7 +152,7 @@ def held_out_error(task: Task, result: Reconstruction, held: np.ndarray) -> dict
     Of a volume in slabs only its middle rows are looked at.
     """
     series, pose, volume = task.series, task.pose, result.volume
-    if task.plan.slabs > 1:
+    if task.plan.in_files:
         rows = middle_rows(series, task.plan.judged_rows)
         volume = volume[:, rows]
         series, pose = rows_of(series, pose, rows)

@@ -68,7 +68,7 @@ def solve_in_slabs(task: Task, solver: Solver, steps: int, asked: Callable[[], b
     order, rules = slabs, []
     if solver.settings["method"] == "tv":
         if not known["surveys"]:
-            known["surveys"] = survey(slabs, read, looking)
+            known["surveys"] = survey(slabs, read, looking, task.split)
             _note(place, known)
         surveys = [Survey(*values) for values in known["surveys"]]
         solver = tv(solver.settings["weight"], whole(surveys, int(np.prod(volume.shape, dtype=np.int64))))

@@ -71,7 +71,7 @@ def across_rows(function: Callable, mesh: Mesh | None) -> Callable:
     def turned(array, height):
         return lax.all_to_all(array, mesh.axis_names, split_axis=0, concat_axis=2, tiled=True)[..., :height]
 
-    return _on_images(function, turned, mesh)
+    return _on_images(function, turned, mesh, (0, 2))
 
 
 def gathered(function: Callable, mesh: Mesh | None) -> Callable:
@@ -86,11 +86,12 @@ def gathered(function: Callable, mesh: Mesh | None) -> Callable:
     def whole(volume, height):
         return lax.all_gather(volume, mesh.axis_names, axis=2, tiled=True)[..., :height]
 
-    return _on_images(function, whole, mesh)
+    return _on_images(function, whole, mesh, (2,))
 
 
-def _on_images(function, brought, mesh):
-    """`function` on some i by each device, after `brought(array, height)` has brought it arrays split by rows."""
+def _on_images(function, brought, mesh, axes):
+    """`function` on some i by each device, after `brought(array, height)` has brought it arrays split by rows, padded
+    along `axes`."""
 
     def everywhere(*arrays):
         shape = jax.eval_shape(function, *arrays).shape
@@ -104,17 +105,19 @@ def _on_images(function, brought, mesh):
             images = padded(function(*here), mesh.size, 2)
             return lax.all_to_all(images, mesh.axis_names, split_axis=2, concat_axis=0, tiled=True)
 
-        given, specs = zip(*(_ready(a, mesh) for a in arrays), strict=True)
+        given, specs = zip(*(_ready(a, mesh, axes) for a in arrays), strict=True)
         result = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows(mesh).spec, check_vma=False)(*given)
         return lax.with_sharding_constraint(result[: shape[0], :, : shape[2]], rows(mesh))
 
     return everywhere
 
 
-def _ready(array, mesh):
-    """`array` padded along the axes that will be split, and how it is split before."""
+def _ready(array, mesh, axes):
+    """`array` padded, and how it is split: by rows if it has three axes, or the same on every device."""
     if array.ndim == 3:
-        return padded(padded(array, mesh.size, 0), mesh.size, 2), rows(mesh).spec
+        for axis in axes:
+            array = padded(array, mesh.size, axis)
+        return array, rows(mesh).spec
     # Repeats, not zeros: a magnification of zero would make numbers that are none.
     return padded(array, mesh.size, 0, "edge"), PartitionSpec()
 

@@ -256,7 +256,7 @@ def _forward_saved(volume, tilt, shift, width, footprint):
 
 def _forward_pulled_back(width, footprint, saved, images):
     volume, tilt, shift = saved
-    back = adjoint(images, tilt, shift, volume.shape[:2], footprint).astype(volume.dtype)
+    back = jnp.asarray(adjoint(images, tilt, shift, volume.shape[:2], footprint), volume.dtype)
     return back, *_pose_gradient(volume, images, tilt, shift, footprint)
 
 
@@ -266,7 +266,7 @@ def _adjoint_saved(images, tilt, shift, shape, footprint):
 
 def _adjoint_pulled_back(shape, footprint, saved, volume):
     images, tilt, shift = saved
-    projected = forward(volume, tilt, shift, images.shape[1], footprint).astype(images.dtype)
+    projected = jnp.asarray(forward(volume, tilt, shift, images.shape[1], footprint), images.dtype)
     return projected, *_pose_gradient(volume, images, tilt, shift, footprint)
 
 
