@@ -29,7 +29,7 @@ def maker(method: str, steps: int | None, spectrum: str) -> Callable[[float | No
     from . import solvers
 
     def make(weight: float | None):
-        given = {} if weight is None else {"weight": weight}
+        given: dict[str, Any] = {} if weight is None else {"weight": weight}
         match method:
             case "wbp" | "sirt" | "sart" | "cgls":
                 return getattr(solvers, method)()
