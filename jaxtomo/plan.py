@@ -34,7 +34,7 @@ class Need(NamedTuple):
 
 
 NEEDS = {
-    "wbp": Need(2.4, 7.5, 2, 6),
+    "wbp": Need(2.7, 7.5, 2, 6),
     "sirt": Need(3.1, 5.4, 2, 6),
     "sart": Need(4.7, 6.0, 3, 100),
     "cgls": Need(4.1, 5.0, 2, 6),
@@ -53,7 +53,6 @@ PREPARE = 4  # stacks while the images are aligned: as read, cleaned, smoothed, 
 STREAMED = 200_000_000  # bytes while images are read and cleaned a few at a time
 HELD = 2  # stacks a run holds beside the solver: its images, and those of the problem on their way
 AHEAD = 3  # stacks of the next slab, read while the present one is solved
-STARTING_SOLVER = 2.7  # volumes while a solver starts and the last slab is still being written
 JUDGE = Need(18, 6, 0, 0)  # of the quality numbers, for the rows they are judged on
 REPORT = Need(4, 9, 1, 0)  # of the report and the writing, after the solver's memory is free
 REPORTED = (256, 192, 128, 96, 64)  # voxels: a volume in slabs is binned for the report until no side is longer
@@ -172,8 +171,7 @@ class Plan:
         solver = self.solver_bytes if self.device == "cpu" else self._needed(Need(1, 0, 0, 0), self.slab_rows)
         if self.in_files:
             rows = -(-self.slab_rows // self.hosts)
-            starting = self._needed(NEEDS[self.method]._replace(volumes=STARTING_SOLVER), rows)
-            return max(solver, starting) + self._needed(Need(0, AHEAD, 0, 0), rows)
+            return solver + self._needed(Need(0, AHEAD, 0, 0), rows)
         return int(solver + HELD * self.stack_bytes)
 
     @property

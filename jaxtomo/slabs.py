@@ -61,7 +61,7 @@ def cuts(rows: int, slabs: int, margin: int) -> list[Slab]:
 def reconstruct_slabs(
     slabs: Sequence[Slab],
     read: Callable[[slice], Problem],
-    write: Callable[[Slab, Reconstruction, float], None],
+    write: Callable[[Slab, Reconstruction, float], Callable[[], None]],
     solver: Solver,
     steps: int,
     *,
@@ -71,14 +71,16 @@ def reconstruct_slabs(
 ) -> None:
     """Solve slab after slab.
 
-    While one is computed the next is read and the last is written, each in a thread of its own. Every slab takes as
+    While one is computed the next is read and the last goes to the disk, each in a thread of its own; of the last none
+    is held in memory any more, so that what a slab needs does not hang on the speed of the disk. Every slab takes as
     many steps as the first, which `callbacks` may end early: then all are at the same point of their way, and what is
     unfinished about it cannot show at the seams.
 
     Args:
         slabs: in the order in which they are to be made.
         read: some rows of the volume to their Problem.
-        write: called with each slab, its Reconstruction (of the computed rows) and the energy Σ w y² of its images.
+        write: called with each slab, its Reconstruction (of the computed rows) and the energy Σ w y² of its images;
+            hands it to the system, and returns a function that waits until it is on the disk.
         callbacks: what watches the run of a slab; see `jaxtomo.callbacks`.
         split: a slab's problem and solver to those for many devices; see `parallel.split`.
 
@@ -96,7 +98,7 @@ def reconstruct_slabs(
             energy = float(_energy(problem, slab.inside.start, slab.inside.stop))
             if written is not None:
                 written.result()
-            written = writing.submit(write, slab, part, energy)
+            written = writing.submit(write(slab, part, energy))
             del problem, part
         if written is not None:
             written.result()

@@ -38,7 +38,7 @@ def test_the_table_agrees_with_the_compiler(method, shape):
     tilts, rows, width, thickness = shape
     predicted = Plan(method, tilts, rows, width, thickness, steps=1).solver_bytes
     measured = compiled_bytes(method, *shape)
-    assert 0.9 * measured <= predicted <= 1.25 * measured, (predicted / 1e6, measured / 1e6)
+    assert 0.9 * measured <= predicted <= 1.35 * measured, (predicted / 1e6, measured / 1e6)
 
 
 @pytest.mark.parametrize("method", methods.NAMES)

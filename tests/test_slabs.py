@@ -46,6 +46,7 @@ def in_slabs(specimen, solver, steps, slabs, margin, order=None, **watched):
     def write(slab, part, energy):
         assert energy >= 0 and np.isnan(volume[:, slab.kept]).all()
         volume[:, slab.kept] = part.volume[:, slab.inside]
+        return lambda: None
 
     parts = cuts(height, slabs, margin)
     before = run_steps._cache_size()
@@ -162,12 +163,18 @@ def test_what_goes_wrong_in_a_thread_is_told(specimen):
             raise OSError("gone")
         return jt.Problem(*rows_of(series, pose, rows))
 
-    def write(*_):
+    def full(*_):
         raise OSError("full")
 
-    for reading, writing, message in ((read, lambda *_: None, "gone"), (lambda r: read(slice(0, 20)), write, "full")):
+    def fine(*_):
+        return lambda: None
+
+    def near(rows):
+        return read(slice(0, 20))
+
+    for reading, write, message in ((read, fine, "gone"), (near, full, "full"), (near, lambda *_: full, "full")):
         with pytest.raises(OSError, match=message):
-            reconstruct_slabs(cuts(48, 4, 2), reading, writing, jt.wbp(), 1, callbacks=lambda slab: [])
+            reconstruct_slabs(cuts(48, 4, 2), reading, write, jt.wbp(), 1, callbacks=lambda slab: [])
 
 
 def test_stored_arrays_read_like_numpy(tmp_path):

@@ -55,14 +55,20 @@ def solve_in_slabs(task: Task, solver: Solver, steps: int, asked: Callable[[], b
         stop()
         task.console.say(f"a first look at {_named(slab, height)}")
 
-    def write(slab: Slab, part: Reconstruction, energy: float) -> None:
+    def write(slab: Slab, part: Reconstruction, energy: float) -> Callable[[], None]:
         refuse_diverged(part)
         with run_folder.naming_disk_errors(volume.path):
             volume.put(slab.kept, part.volume[:, slab.inside])
         history = {name: values.tolist() for name, values in part.history.items()}
         facts = {"energy": energy, "history": history, "settings": part.settings, "message": part.message}
-        known["finished"][str(slab.kept.start)] = plain(facts)
-        _note(place, known)
+
+        def finish() -> None:
+            with run_folder.naming_disk_errors(volume.path):
+                volume.sync()
+            known["finished"][str(slab.kept.start)] = plain(facts)
+            _note(place, known)
+
+        return finish
 
     slabs = cuts(height, task.plan.slabs, task.plan.margin)
     order, rules = slabs, []

@@ -58,12 +58,16 @@ class Stored:
             file.write(np.ascontiguousarray(block, self.dtype).data)
 
     def put(self, rows: slice, block: np.ndarray) -> None:
-        """Write `block [..., row, x]` as `rows` of the last axis but one, and wait until it is on the disk."""
+        """Write `block [..., row, x]` as `rows` of the last axis but one: hand it to the system, which may take a while
+        to bring it to the disk; see `sync`."""
         *lead, height, width = self.shape
         block = block.reshape(-1, rows.stop - rows.start, width)
         with open(self.path, "r+b") as file:
             for i in range(int(np.prod(lead, dtype=np.int64))):
                 file.seek(self.offset + self.dtype.itemsize * (i * height + rows.start) * width)
                 file.write(np.ascontiguousarray(block[i], self.dtype).data)
-            file.flush()
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        with open(self.path, "r+b") as file:
             os.fsync(file.fileno())
