@@ -13,6 +13,14 @@ import pytest
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """Compiled programs are forgotten after each file: some thousand in one process exhaust its memory maps, and XLA
+    crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def shared():
     """The folder of real data beside the repository; the test is skipped where it is absent."""
