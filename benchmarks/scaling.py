@@ -42,7 +42,7 @@ def measure(devices: int, size: int, rows: int, tilts: int, rounds: int, timed: 
     import numpy as np
 
     import jaxtomo as jt
-    from jaxtomo.solve import run_steps
+    from jaxtomo.solve import scanned
 
     rng = np.random.default_rng(0)
     tilt_deg = np.linspace(-60, 60, tilts)
@@ -60,7 +60,7 @@ def measure(devices: int, size: int, rows: int, tilts: int, rounds: int, timed: 
         problem, solver = jt.parallel.split(problem, solver, mesh)
         state = solver.init(problem, key)
         # Ten steps in one call, as in a run; the state is given up, so every call gets the one before.
-        compiled = run_steps.lower(problem, state, key, 0, 10, step=solver.step).compile()
+        compiled = scanned.lower(problem, state, key, 0, 10, step=solver.step).compile()
         memory = compiled.memory_analysis()
         held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         seconds = timed_step(problem, solver, state, key, rounds) if timed else None
@@ -72,11 +72,11 @@ def timed_step(problem, solver, state, key, rounds: int) -> float:
     import jax
     import machine
 
-    from jaxtomo.solve import run_steps
+    from jaxtomo.solve import scanned
 
     def steps():
         nonlocal state  # each call gives up the state it was given
-        state = jax.block_until_ready(run_steps(problem, state, key, 0, 10, step=solver.step)[0])
+        state = jax.block_until_ready(scanned(problem, state, key, 0, 10, step=solver.step)[0])
 
     taken = [machine.seconds(steps) / 10 for _ in range(rounds + 1)][1:]
     return sorted(taken)[rounds // 2]

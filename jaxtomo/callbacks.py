@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .stopping import SETTLED
 
 
 def progress(every: float = 5.0) -> Callable:
@@ -62,6 +63,39 @@ def stop_when_converged(gap: float = 1e-2, still: float = 1e-5, window: int = 20
         return None
 
     return check
+
+
+def stop_when_overfitting(patience: int = 150) -> Callable:
+    """Stop a fit under a `stopping.Rule` when its score has found no better value for `patience` steps. Looks at every
+    tenth step."""
+
+    def check(now) -> str | None:
+        found = best(now.history)
+        if found is None or now.step % 10 or now.step - best_step(now.history) < patience:
+            return None
+        return f"no better volume in {patience} steps, at step {now.step}; {found}"
+
+    return check
+
+
+SCORES = {"held_out": "predicted the held-out pixels best", "wander": "had settled most"}
+"""The scores of `stopping`, and what their least value means."""
+
+
+def best_step(history) -> int:
+    """The step with the least score."""
+    (score,) = (history[name] for name in SCORES if name in history)
+    return min(len(score), SETTLED) + int(np.argmin(score[SETTLED:])) + 1 if len(score) > SETTLED else len(score)
+
+
+def best(history) -> str | None:
+    """Which volume a fit under a rule returns, and why; None for other histories."""
+    names = [name for name in SCORES if name in history]
+    if not names:
+        return None
+    step = best_step(history)
+    value = f" ({100 * history['held_out'][step - 1]:.3g} % off)" if "held_out" in names else ""
+    return f"the volume is the average up to step {step}, which {SCORES[names[0]]}{value}"
 
 
 def stop_after(seconds: float) -> Callable:

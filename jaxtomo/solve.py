@@ -7,6 +7,7 @@ import functools
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -65,12 +66,42 @@ class Progress(NamedTuple):
     volume: Callable[[], np.ndarray]
 
 
-@functools.partial(jax.jit, static_argnames=("step", "size"), donate_argnames="state")
-def run_steps(problem, state, key, start, count, *, step, size: int = CHUNK):
-    """`count <= size` steps of a solver from `start`: (state, info), `[size]` arrays of which `count` are filled.
+def run_steps(problem, state, key, start, count, *, step):
+    """`count <= CHUNK` steps of a solver from `start`: (state, info), info arrays of which the first `count` are filled.
 
-    Step i sees `fold_in(key, i)`, so neither the chunks nor an interruption can change the answer.
+    Step i sees `fold_in(key, i)`, so neither the chunks nor an interruption can change the answer. The memory of `state`
+    is used up.
     """
+    if not _slow_in_a_loop(step, problem, state, key):
+        return scanned(problem, state, key, start, count, step=step)
+    seen = []
+    for i in range(start, start + int(count)):
+        state, info = stepped(problem, state, key, i, step=step)
+        seen.append(info)
+    return state, jax.tree.map(lambda *all: jnp.stack(all), *seen)
+
+
+LOOPED: weakref.WeakKeyDictionary[Callable, bool] = weakref.WeakKeyDictionary()
+
+
+def _slow_in_a_loop(step, problem, state, key) -> bool:
+    """Whether XLA would run this step tens of times slower in a loop of its own: convolutions on a CPU."""
+    if jax.default_backend() != "cpu":
+        return False
+    if step not in LOOPED:
+        LOOPED[step] = "conv_general_dilated" in str(jax.make_jaxpr(step)(problem, state, key))
+    return LOOPED[step]
+
+
+@functools.partial(jax.jit, static_argnames="step", donate_argnames="state")
+def stepped(problem, state, key, i, *, step):
+    """Step i by itself."""
+    return step(problem, state, jax.random.fold_in(key, i))
+
+
+@functools.partial(jax.jit, static_argnames=("step", "size"), donate_argnames="state")
+def scanned(problem, state, key, start, count, *, step, size: int = CHUNK):
+    """`count <= size` steps in one compiled loop."""
     shapes = jax.eval_shape(step, problem, state, key)[1]
     info = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
 
@@ -120,7 +151,8 @@ def reconstruct(
         steps: how many, unless a callback stops earlier; by default what the solver finds usual.
         key: seed of the run, `jax.random.key(0)` by default.
         callbacks: each is called after every chunk of steps and once more at the end, and may return a sentence
-            to stop the run. By default a progress bar and `callbacks.stop_when_converged()`.
+            to stop the run. By default a progress bar, `callbacks.stop_when_converged()` and
+            `callbacks.stop_when_overfitting()`.
         resume: (step, state, history) as `callbacks.restore` reads them from a checkpoint.
         assess: also compute the quality numbers that need no truth, `jaxtomo.validate.cross_check`: two more
             reconstructions, each from half the tilts of a slab.
@@ -135,7 +167,11 @@ def reconstruct(
         raise InputError("assess=True looks at rows that other hosts hold. Give assess=False.")
     key = jax.random.key(0) if key is None else key
     if callbacks is None:
-        callbacks = (default_callbacks.progress(), default_callbacks.stop_when_converged())
+        callbacks = (
+            default_callbacks.progress(),
+            default_callbacks.stop_when_converged(),
+            default_callbacks.stop_when_overfitting(),
+        )
     began = time.perf_counter()
     if resume is None:
         done, state, history = 0, solver.init(problem, key), {}
@@ -171,7 +207,7 @@ def reconstruct(
                 first = int(np.argmax(~np.isfinite(np.stack([*info.values()])).all(0))) + done - count
                 message = f"misfit became non-finite at step {first + 1}: lower the step size or the learning rate"
             elif done >= steps:
-                message = f"all {steps} steps done"
+                message = "; ".join(filter(None, [f"all {steps} steps done", default_callbacks.best(history)]))
             if message is None:
                 message = next(iter(show(None)), None)
                 if hosts.agreed(message is not None):

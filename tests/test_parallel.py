@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 import jaxtomo as jt
 from jaxtomo import callbacks, parallel
 from jaxtomo.projector import adjoint, forward
-from jaxtomo.solve import run_steps
+from jaxtomo.solve import scanned
 
 TILTS, NZ, NY, NX = 7, 11, 13, 16  # neither rows nor tilts nor planes divide by 4 or 8
 TILT_DEG = np.linspace(-58, 61, TILTS)  # not 0: a footprint has a kink there, and learned tilts would hop about it
@@ -135,7 +135,7 @@ def exchanged(problem, solver, mesh):
     problem, solver = parallel.split(problem, solver, mesh)
     key = jax.random.key(0)
     state = solver.init(problem, key)
-    text = run_steps.lower(problem, state, key, 0, 1, step=solver.step).compile().as_text()
+    text = scanned.lower(problem, state, key, 0, 1, step=solver.step).compile().as_text()
     found = re.findall(
         r"= \(?\w+\[([\d,]*)\].*? (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(",
         text,
@@ -176,10 +176,10 @@ def test_the_state_rests_split(problems):
 
 def test_steps_are_compiled_once(problems):
     mesh = parallel.mesh(4)
-    before = run_steps._cache_size()
+    before = scanned._cache_size()
     for weight in (0.1, 0.2):
         run(*parallel.split(problems["nominal"], jt.tv(weight), mesh))
-    assert run_steps._cache_size() <= before + 1
+    assert scanned._cache_size() <= before + 1
 
 
 @pytest.mark.parametrize("then", [1, 3, 8])

@@ -20,7 +20,7 @@ from jaxtomo.io.stored import Stored
 from jaxtomo.plan import HALO, PROGRAM, Memory
 from jaxtomo.prepare import rows_of
 from jaxtomo.slabs import Survey, cuts, for_report, reconstruct_slabs, survey, whole
-from jaxtomo.solve import run_steps
+from jaxtomo.solve import scanned
 from jaxtomo.solvers.fit import rough
 
 
@@ -49,12 +49,12 @@ def in_slabs(specimen, solver, steps, slabs, margin, order=None, **watched):
         return lambda: None
 
     parts = cuts(height, slabs, margin)
-    before = run_steps._cache_size()
+    before = scanned._cache_size()
     watch = watched.get("callbacks", lambda slab: [])
     reconstruct_slabs(
         parts if order is None else [parts[i] for i in order], read, write, solver, steps, callbacks=watch
     )
-    return volume, run_steps._cache_size() - before
+    return volume, scanned._cache_size() - before
 
 
 def total(specimen, slabs):

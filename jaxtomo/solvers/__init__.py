@@ -1,6 +1,7 @@
 """The methods, one rule a file. Each maker returns a `jaxtomo.solve.Solver`."""
 
 from .cgls import cgls
+from .dip import dip, dip_tv
 from .fit import fit
 from .gaussian import gaussian
 from .sart import sart
@@ -9,4 +10,4 @@ from .tv import tv
 from .tvq import tvq
 from .wbp import wbp
 
-__all__ = ["cgls", "fit", "gaussian", "sart", "sirt", "tv", "tvq", "wbp"]
+__all__ = ["cgls", "dip", "dip_tv", "fit", "gaussian", "sart", "sirt", "tv", "tvq", "wbp"]

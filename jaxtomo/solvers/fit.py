@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 
 from ..likelihood import gaussian
 from ..solve import Solver
+from ..stopping import Rule, relative_misfit, seen, start
 from .sirt import sirt
 
 
@@ -32,6 +34,7 @@ def fit(
     pose_optimizer: optax.GradientTransformation | None = None,
     *,
     pixel_weights: Callable | None = None,
+    stopping: Rule | None = None,
     settings: dict | None = None,
     steps: int = 500,
 ) -> Solver:
@@ -41,25 +44,15 @@ def fit(
 
     Args:
         prior: `(problem, density, key) -> nnx.Module`; calling the module returns the volume `[z, x, y]`, and its
-            method `penalty(volume)`, if it has one, is added to the loss. `density` is that of the specimen, roughly.
-        optimizer: of the prior's `nnx.Param`s.
+            method `penalty(volume)`, if it has one, is added to the loss. A method `perturbed(key)`, if it has one, gives
+            the volume that a step sees. `density` is that of the specimen, roughly.
+        optimizer: of the prior's `nnx.Param`s. Solvers made with one optimizer object share their compiled step.
         pose_optimizer: of the pose's parameters that are not None; None leaves the pose alone.
         pixel_weights: `(problem) -> weights` to use in place of the problem's own.
+        stopping: keeps the best of the averaged volumes, and the reconstruction is that; None takes the last volume.
         settings: for the record.
         steps: how many are usually enough.
     """
-
-    def loss(parameters, pose, graph, rest, weights, problem):
-        module = nnx.merge(graph, parameters, rest)
-        volume = module()
-        predicted = problem.replace(pose=pose).project(volume)
-        worst, best, here = (
-            problem.likelihood(p, problem.images, weights)
-            for p in (jnp.zeros_like(predicted), problem.images, predicted)
-        )
-        relative = (here - best) / (worst - best)
-        penalty = module.penalty(volume) if hasattr(module, "penalty") else 0.0
-        return relative + penalty, (problem.misfit(predicted)[0], relative)
 
     def init(problem, key):
         module = prior(problem, rough(problem)[1], key)
@@ -69,23 +62,53 @@ def fit(
         state["optimizer"] = optimizer.init(parameters)
         if pose_optimizer is not None:
             state["pose_optimizer"] = pose_optimizer.init(problem.pose)
+        if stopping is not None:
+            state["watch"] = start(stopping, problem, jax.random.fold_in(key, 1))
+            state["weights"] = state["weights"] * (1 - state["watch"].mask)
         return state
+
+    settings = settings or {"method": "fit"}
+    return Solver(init, _stepper(optimizer, pose_optimizer, stopping), _read, settings, steps)
+
+
+def _loss(parameters, pose, graph, rest, weights, problem, key):
+    module = nnx.merge(graph, parameters, rest)
+    volume = module.perturbed(key) if hasattr(module, "perturbed") else module()
+    predicted = problem.replace(pose=pose).project(volume)
+    relative = relative_misfit(problem, predicted, weights)
+    penalty = module.penalty(volume) if hasattr(module, "penalty") else 0.0
+    return relative + penalty, (problem.misfit(predicted)[0], relative, volume, predicted)
+
+
+@functools.lru_cache(64)
+def _stepper(optimizer, pose_optimizer, stopping):
+    """The step: one function for the same three, so that it is compiled once."""
 
     def step(problem, state, key):
         wanted = (0, 1) if pose_optimizer is not None else 0
-        (total, (misfit, relative)), slopes = jax.value_and_grad(loss, wanted, has_aux=True)(
-            state["parameters"], state["pose"], state["graph"], state["rest"], state["weights"], problem
+        (total, seen_so), slopes = jax.value_and_grad(_loss, wanted, has_aux=True)(
+            state["parameters"], state["pose"], state["graph"], state["rest"], state["weights"], problem, key
         )
-        new = dict(state)
+        misfit, relative, volume, predicted = seen_so
+        new, info = dict(state), {"misfit": misfit, "loss": total, "penalty": total - relative}
+        if stopping is not None:
+            new["watch"], info[stopping.name] = seen(
+                stopping, problem, state["watch"], volume, state["pose"], predicted
+            )
         if pose_optimizer is not None:
             slopes, pose_slopes = slopes
             change, new["pose_optimizer"] = pose_optimizer.update(pose_slopes, state["pose_optimizer"], state["pose"])
             new["pose"] = optax.apply_updates(state["pose"], change)
         change, new["optimizer"] = optimizer.update(slopes, state["optimizer"], state["parameters"])
         new["parameters"] = optax.apply_updates(state["parameters"], change)
-        return new, {"misfit": misfit, "loss": total, "penalty": total - relative}
+        return new, info
 
-    def read(problem, state):
+    return step
+
+
+def _read(problem, state):
+    """Under a rule the best average, or the average of now if it is too early to tell; otherwise the volume of now."""
+    if "watch" not in state:
         return nnx.merge(state["graph"], state["parameters"], state["rest"])(), state["pose"]
-
-    return Solver(init, step, read, settings or {"method": "fit"}, steps)
+    watch, now = state["watch"], (state["watch"].averages.volume, state["pose"])
+    return jax.tree.map(lambda best, now: jnp.where(jnp.isfinite(watch.score), best, now), watch.best, now)

@@ -1,0 +1,95 @@
+"""Deep Image Prior: an untrained network as the model of the volume, with free voxels beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ..penalty import root_variation
+from .nets import UNet
+
+
+class DIP(nnx.Module):
+    """volume = density · (0.1 + network(noise) + voxels)², the network untrained.
+
+    The network sees uniform noise × 0.1, new noise on top of it in every step, and starts at zero, as do the free
+    voxels. Squared, so that densities are positive and the penalty can be taken of the root, where a faint support
+    counts beside bright particles and what is empty stays empty. [Ulyanov, Vedaldi & Lempitsky 2018; Baguer, Leuschner &
+    Schmidt 2020 for tomography and total variation]
+
+    One output pixel of the network stands for a `patch` of voxels, which it has as channels:
+
+    - three dimensions: `patch=(2, 2, 2)`, on the whole volume or a slab of it;
+    - slice by slice: `deep=False, patch=(1, 1, 1)`, one network for all slices, each with noise of its own;
+    - in between, slices as channels: `deep=False, patch=(8, 1, 1)`.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        density=1.0,
+        weight=0.0,
+        *,
+        deep: bool = True,
+        patch: tuple[int, int, int] = (2, 2, 2),
+        channels: Sequence[int] = (16, 32, 64),
+        skips: Sequence[int] = (4, 8),
+        inputs: int = 8,
+        noise: float = 0.03,
+        beside: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        shape: (z, x, y) of the volume.
+        density: of the specimen, roughly.
+        weight: λ of λ mean |∇√(volume/density)|.
+        deep: whether the network sees in three dimensions, or every slice (or group of them) by itself.
+        patch: voxels (y, z, x) for which a pixel of its output stands.
+        channels, skips: of its levels, the finest first, and handed across at all but the last; see `nets.UNet`.
+        inputs: channels of noise.
+        noise: of the input in every step, relative to the input.
+        beside: whether there are free voxels beside the network.
+        rngs: a stream for its parameters and its input.
+        """
+        nz, nx, ny = shape
+        grid = [math.ceil(n / p) for n, p in zip((ny, nz, nx), patch, strict=True)]
+        self.network = UNet(inputs, math.prod(patch), channels, skips, deep, rngs)
+        self.voxels = nnx.Param(jnp.zeros(shape)) if beside else None
+        self.input = nnx.Variable(0.1 * jax.random.uniform(rngs.params(), (*grid, inputs)))
+        self.density = nnx.Variable(jnp.asarray(density, jnp.float32))
+        self.weight = nnx.Variable(jnp.asarray(weight, jnp.float32))
+        self.shape, self.patch, self.noise = tuple(shape), patch, noise
+
+    def __call__(self):
+        return self._volume(self.input[...])
+
+    def perturbed(self, key):
+        """The volume, its input perturbed: what a step sees. [Cheng et al. 2019]"""
+        input = self.input[...]
+        return self._volume(input + 0.1 * self.noise * jax.random.normal(key, input.shape))
+
+    def _volume(self, input):
+        root = 0.1 + unfolded(self.network(input), self.patch, self.shape)
+        if self.voxels is not None:
+            root = root + self.voxels[...]
+        return self.density[...] * root**2
+
+    def penalty(self, volume):
+        return self.weight[...] * root_variation(volume / self.density[...])
+
+
+def unfolded(features, patch: Sequence[int], shape: Sequence[int]):
+    """Features `[y, z, x, channel]` as a volume `[z, x, y]` of `shape`, the channels of each laid out as a patch."""
+    (ny, nz, nx, _), (py, pz, px) = features.shape, patch
+    laid = features.reshape(ny, nz, nx, py, pz, px).transpose(1, 4, 2, 5, 0, 3)
+    z, x, y = shape
+    return laid.reshape(nz * pz, nx * px, ny * py)[:z, :x, :y]
+
+
+def dip(weight: float = 0.0, **options):
+    """A maker of `DIP` for `fit`: `(problem, density, key) -> module`. `options` are those of `DIP`."""
+    return lambda problem, density, key: DIP(problem.shape, density, weight, rngs=nnx.Rngs(key), **options)

@@ -1,0 +1,141 @@
+"""When to stop a model that over-fits: which of its volumes is best, judged without the truth, step by step.
+
+A model that can fit anything fits the noise in the end, and its training loss only falls. A `Rule` keeps some pixels
+from the fit, watches running averages of what the model predicts, and scores them; `fit` keeps the best average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .errors import InputError
+
+MEMORY = 0.98  # of the running averages: about the last fifty steps
+SETTLED = 10  # steps before an average can be the best
+
+
+class Averages(NamedTuple):
+    """Running means over the last steps.
+
+    Attributes:
+        count: steps so far.
+        volume: `[z, x, y]`.
+        images: `[tilt, x, y]`, its projections.
+        variance: mean square of the volume's wandering about its average, a voxel.
+    """
+
+    count: jax.Array
+    volume: jax.Array
+    images: jax.Array
+    variance: jax.Array
+
+    def moved(self, volume, images) -> Averages:
+        """With one more step. The first ones are averaged evenly, so that the start is soon forgotten."""
+        kept = jnp.minimum(MEMORY, self.count / (self.count + 1))
+        away = jnp.mean((volume - self.volume) ** 2)
+        return Averages(
+            self.count + 1,
+            kept * self.volume + (1 - kept) * volume,
+            kept * self.images + (1 - kept) * images,
+            kept * (self.variance + (1 - kept) * away),
+        )
+
+
+class Rule(NamedTuple):
+    """How to tell when a fit is at its best.
+
+    Attributes:
+        held: `(problem, key) -> mask`, 1 where a pixel is kept from the fit; broadcasts against the images.
+        score: `(problem, mask, averages) -> score`, the lower the better.
+        name: of the score, in the history.
+    """
+
+    held: Callable[..., jax.Array]
+    score: Callable[..., jax.Array]
+    name: str
+
+
+def relative_misfit(problem, predicted, weights):
+    """(L(p) - L(y)) / (L(0) - L(y)): of any likelihood 0 for a perfect prediction and 1 for none."""
+    nothing, perfect, here = (
+        problem.likelihood(p, problem.images, weights)
+        for p in (jnp.zeros_like(predicted), problem.images, predicted)
+    )
+    return (here - perfect) / jnp.where(nothing > perfect, nothing - perfect, 1)
+
+
+def _prediction(problem, mask, averages):
+    return jnp.sqrt(jnp.maximum(relative_misfit(problem, averages.images, problem.weights * mask), 0))
+
+
+def held_out_pixels(fraction: float = 0.05) -> Rule:
+    """Random pixels of all images, whose noise the fit cannot have seen; the score is how well they are predicted."""
+    return Rule(lambda problem, key: _random(problem.images.shape, fraction, key), _prediction, "held_out")
+
+
+def held_out_tilts(fraction: float = 0.1) -> Rule:
+    """Whole tilts, evenly spread, at least one and never the first or the last: what an alignment that cuts noise
+    into correlated pixels asks for."""
+    return Rule(lambda problem, key: _spread(problem, fraction), _prediction, "held_out")
+
+
+def held_out_repeats() -> Rule:
+    """Every second image of a tilt that was recorded more than once (split frames). Raises InputError if none was."""
+    return Rule(lambda problem, key: _repeats(problem.pose.tilt), _prediction, "held_out")
+
+
+def moving_variance() -> Rule:
+    """The volume's wandering: it falls while the specimen is fitted and rises with the noise. Nothing is held out, but a
+    falling learning rate hides the rise. The exponential form stores no window. [Wang et al. 2023, ES-EMV]"""
+    return Rule(lambda problem, key: jnp.zeros((1, 1, 1)), lambda problem, mask, averages: averages.variance, "wander")
+
+
+def _random(shape, fraction, key):
+    return (jax.random.uniform(key, shape) < fraction).astype(jnp.float32)
+
+
+def _spread(problem, fraction):
+    tilts = problem.images.shape[0]
+    if tilts < 3:
+        raise InputError(f"{tilts} tilts: none can be held out. Take stopping.held_out_pixels().")
+    count = max(1, min(tilts - 2, round(fraction * tilts)))
+    places = jnp.clip(jnp.round((jnp.arange(count) + 0.5) * tilts / count - 0.5).astype(int), 1, tilts - 2)
+    return jnp.zeros(tilts).at[places].set(1)[:, None, None]
+
+
+def _repeats(tilt):
+    same = jnp.abs(tilt[:, None] - tilt[None, :]) < 1e-4
+    earlier = jnp.sum(jnp.tril(same, -1), axis=1)
+    if not isinstance(earlier, jax.core.Tracer) and not (earlier % 2).any():
+        raise InputError("no tilt was recorded twice. Take stopping.held_out_pixels().")
+    return (earlier % 2).astype(jnp.float32)[:, None, None]
+
+
+class Watch(NamedTuple):
+    """What a fit under a rule carries along: the pixels held out, the averages, and the best of them so far."""
+
+    mask: jax.Array
+    averages: Averages
+    best: Any  # (volume, pose)
+    score: jax.Array
+
+
+def start(rule: Rule, problem, key) -> Watch:
+    """Before the first step."""
+    volume, images = jnp.zeros(problem.shape), jnp.zeros_like(problem.images)
+    averages = Averages(jnp.zeros(()), volume, images, jnp.zeros(()))
+    return Watch(rule.held(problem, key), averages, (volume, problem.pose), jnp.asarray(jnp.inf))
+
+
+def seen(rule: Rule, problem, watch: Watch, volume, pose, images) -> tuple[Watch, jax.Array]:
+    """After a step that made this volume and predicted these images: what is watched, and its score."""
+    averages = watch.averages.moved(volume, images)
+    score = rule.score(problem, watch.mask, averages)
+    better = (averages.count > SETTLED) & (score < watch.score)
+    best = lax.cond(better, lambda: (averages.volume, pose), lambda: watch.best)
+    return Watch(watch.mask, averages, best, jnp.where(better, score, watch.score)), score
