@@ -6,9 +6,23 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import callbacks, io, metrics, parallel, phantoms, priors, projector, samples, simulate, solvers, validate
+    from . import (
+        callbacks,
+        io,
+        metrics,
+        parallel,
+        phantoms,
+        priors,
+        projector,
+        samples,
+        simulate,
+        solvers,
+        stopping,
+        validate,
+    )
     from .alignment import align
     from .data import Pose, Problem, Reconstruction
+    from .ensembles import ensemble
     from .errors import DoesNotFitError, InputError
     from .io import read, read_volume, write
     from .likelihood import fitted_intensity, gaussian, poisson, robust
@@ -17,7 +31,7 @@ if TYPE_CHECKING:
     from .reporting import report
     from .series import TiltSeries
     from .solve import Solver, reconstruct
-    from .solvers import cgls, fit, sart, sirt, tv, tvq, wbp
+    from .solvers import cgls, dip, dip_tv, fit, root_tv, sart, sirt, tv, tvq, wbp
 
 __version__ = "0.1.0"
 
@@ -33,6 +47,9 @@ __all__ = [
     "back_project",
     "callbacks",
     "cgls",
+    "dip",
+    "dip_tv",
+    "ensemble",
     "fit",
     "fitted_intensity",
     "gaussian",
@@ -49,11 +66,13 @@ __all__ = [
     "reconstruct",
     "report",
     "robust",
+    "root_tv",
     "samples",
     "sart",
     "simulate",
     "sirt",
     "solvers",
+    "stopping",
     "tv",
     "tvq",
     "validate",
@@ -73,6 +92,9 @@ _HOME = {
     "align": "alignment",
     "back_project": "projector",
     "cgls": "solvers",
+    "dip": "solvers",
+    "dip_tv": "solvers",
+    "ensemble": "ensembles",
     "fit": "solvers",
     "fitted_intensity": "likelihood",
     "gaussian": "likelihood",
@@ -83,6 +105,7 @@ _HOME = {
     "reconstruct": "solve",
     "report": "reporting",
     "robust": "likelihood",
+    "root_tv": "solvers",
     "sart": "solvers",
     "sirt": "solvers",
     "tv": "solvers",

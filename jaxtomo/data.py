@@ -211,6 +211,7 @@ class Reconstruction:
         metrics: quality numbers by name; curves are arrays. See `jaxtomo.validate.cross_check`.
         settings: solver, parameters, steps, key, versions, device, timings: plain JSON values.
         message: why the run stopped, and what to do if that was not wanted.
+        spread: `[z, y, x]` float32, the standard deviation of every voxel, where an ensemble was reconstructed.
     """
 
     volume: np.ndarray
@@ -220,6 +221,7 @@ class Reconstruction:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     message: str = ""
+    spread: np.ndarray | None = None
 
     @property
     def voxel_nm(self) -> float | None:

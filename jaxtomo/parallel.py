@@ -88,9 +88,13 @@ def split(problem: Problem, solver: Solver, mesh: Mesh, height: int | None = Non
     )
     init = jax.jit(lambda problem, key: _packed(solver.init(unpadded(problem), key), problem))
     read = jax.jit(lambda problem, state: _read(solver, problem, state))
-    return placed, solver._replace(
+    split_solver = solver._replace(
         init=init, step=_split_step(solver.step), read=lambda problem, state: _fetched(problem, *read(problem, state))
     )
+    if solver.spread is not None:
+        whole = jax.jit(lambda problem, state: _read(solver._replace(read=_spread_of(solver)), problem, state))
+        split_solver = split_solver._replace(spread=lambda problem, state: _fetched(problem, *whole(problem, state))[0])
+    return placed, split_solver
 
 
 def held_rows(height: int, mesh: Mesh) -> slice:
@@ -205,6 +209,10 @@ def _split_step(step):
         return _packed(state, problem), info
 
     return split_step
+
+
+def _spread_of(solver):
+    return lambda problem, state: (solver.spread(problem, state), problem.pose)
 
 
 def _read(solver, problem, split):

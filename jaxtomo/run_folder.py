@@ -29,7 +29,7 @@ from .io.atomic import explain, replacing
 
 CONFIG, RECORD, METRICS, CHECKPOINT = "config.toml", "run.json", "metrics.jsonl", "checkpoint"
 SLABS = "slabs.json"  # in the checkpoint of a run in slabs: what is known of those that are finished
-RESULTS = ("volume.mrc", "volume.rawtlt", "reconstruction.h5", "report.html")
+RESULTS = ("volume.mrc", "volume.rawtlt", "spread.mrc", "reconstruction.h5", "report.html")
 ZARR = "volume.zarr"
 _STAGE, _WORK = ".results", ".work"
 

@@ -34,6 +34,7 @@ class Solver(NamedTuple):
         read: `(problem, state) -> (volume [z, x, y], pose)`.
         settings: the method's name and parameters, for the record.
         steps: how many are usually enough.
+        spread: `(problem, state) -> [z, x, y]`, the standard deviation of every voxel, of a solver that knows it.
 
     Parameters belong into the state, not into a closure: then one compiled `step` serves all their values.
     """
@@ -43,6 +44,7 @@ class Solver(NamedTuple):
     read: Callable[..., Any]
     settings: Mapping[str, Any]
     steps: int = 100
+    spread: Callable[..., Any] | None = None
 
 
 class Progress(NamedTuple):
@@ -219,6 +221,7 @@ def reconstruct(
     volume, pose = solver.read(problem, state)
     seconds = time.perf_counter() - began
     volume = np.ascontiguousarray(np.asarray(volume, np.float32).swapaxes(1, 2))
+    spread = None if solver.spread is None else np.asarray(solver.spread(problem, state), np.float32).swapaxes(1, 2)
     metrics = {}
     if assess:
         from .validate import cross_check
@@ -237,4 +240,4 @@ def reconstruct(
         "jaxtomo": __version__,
         "jax": jax.__version__,
     }
-    return Reconstruction(volume, pose, problem.series, history, metrics, settings, message)
+    return Reconstruction(volume, pose, problem.series, history, metrics, settings, message, spread)

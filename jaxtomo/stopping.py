@@ -63,8 +63,7 @@ class Rule(NamedTuple):
 def relative_misfit(problem, predicted, weights):
     """(L(p) - L(y)) / (L(0) - L(y)): of any likelihood 0 for a perfect prediction and 1 for none."""
     nothing, perfect, here = (
-        problem.likelihood(p, problem.images, weights)
-        for p in (jnp.zeros_like(predicted), problem.images, predicted)
+        problem.likelihood(p, problem.images, weights) for p in (jnp.zeros_like(predicted), problem.images, predicted)
     )
     return (here - perfect) / jnp.where(nothing > perfect, nothing - perfect, 1)
 

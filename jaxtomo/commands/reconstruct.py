@@ -54,20 +54,27 @@ class Preparing:
 class Solving:
     """How the volume is computed."""
 
-    method: Annotated[Literal["wbp", "sirt", "sart", "cgls", "tv", "tvq", "gaussian"], arg(metavar="NAME")] = "tv"
+    method: Annotated[
+        Literal["wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "gaussian"],
+        arg(metavar="NAME"),
+    ] = "tv"
     """tv: total variation, a good start for most specimens. tvq: sparse gradients, for particles with sharp edges.
+    root-tv: few tilts or a wide missing wedge. dip-tv: the same with an untrained network, slower; dip: the network alone.
     gaussian: textured volumes such as tissue. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
     weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=NONE)] = None
-    """How strongly tv, tvq and gaussian prefer a smooth volume: larger is smoother. auto, the default from six tilts,
-    tries some, and takes the one that predicts left-out tilts best."""
+    """How strongly tv, tvq, root-tv, dip-tv and gaussian prefer a smooth volume: larger is smoother. auto, the default
+    from six tilts, tries some, and takes the one that predicts left-out tilts best."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint=BY_METHOD)] = None
     """How many steps at most."""
     thickness: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the images' width)")] = None
     """Voxels along the beam."""
     likelihood: Annotated[Literal["gaussian", "poisson", "robust"], arg(metavar="gaussian|poisson|robust")] = "gaussian"
-    """How images are noisy: poisson for low counts, robust for outliers (both with sirt, sart, tvq)."""
+    """How images are noisy: poisson for low counts, robust for outliers (both with sirt, sart, tvq, dip, dip-tv)."""
     fit_intensity: Annotated[bool, arg(help_behavior_hint=NONE)] = False
-    """Fit a gain and an offset for each tilt, for images scaled one by one (with sirt, sart, tvq)."""
+    """Fit a gain and an offset for each tilt, for images scaled one by one (with sirt, sart, tvq, dip, dip-tv)."""
+    members: Annotated[int, arg(metavar="N", help_behavior_hint="(default: 1)")] = 1
+    """Reconstruct N times, each with other random numbers and other weights of the pixels (8 is usual): the volume is
+    the mean, and spread.mrc tells how sure it is, voxel by voxel."""
     spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
     """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
     hold_out: Annotated[int, arg(metavar="N")] = 0
@@ -165,7 +172,7 @@ def _check(settings: Reconstruct) -> None:
         raise InputError(f"{flag}: {solving.method} cannot. Take --method with one of {able}.")
     if solving.weight is not None and solving.method not in methods.WEIGHTED:
         raise InputError(
-            f"--weight: {solving.method} has no prior to weigh. Take tv, tvq or gaussian, or leave it out."
+            f"--weight: {solving.method} has no prior to weigh. Take one of {', '.join(methods.WEIGHTED)}, or leave it out."
         )
     if isinstance(solving.weight, float) and not solving.weight > 0:
         raise InputError(f"--weight {solving.weight:g}: is not above 0. Give a positive number, or auto.")
@@ -180,6 +187,10 @@ def _check(settings: Reconstruct) -> None:
             f"--slabs {slabs}: {solving.method} ties all slices together. Take --method with one of "
             f"{', '.join(plan.SLICED)}, or bin the images with --bin."
         )
+    if slabs > 1 and solving.members > 1:
+        raise InputError(f"--members {solving.members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
+    if hosts.several() and solving.members > 1:
+        raise InputError(f"--members {solving.members}: not on several hosts. Start it on one, or leave it out.")
     if slabs > 1 and hosts.several():
         raise InputError(f"--slabs {slabs}: several hosts hold a part of the volume each. Leave it out.")
     if running.memory is not None and not running.memory > 0:
@@ -191,6 +202,7 @@ def _check(settings: Reconstruct) -> None:
         ("--steps", solving.steps, 1),
         ("--thickness", solving.thickness, 1),
         ("--hold-out", solving.hold_out, 0),
+        ("--members", solving.members, 1),
     ):
         if value is not None and value < least:
             raise InputError(f"{name} {value}: give {least} or more.")
@@ -204,8 +216,8 @@ def _earlier(folder: Path, settings: Reconstruct) -> dict[str, Any]:
     old = config.load(Reconstruct, folder / run_folder.CONFIG)
     ignored = {"file", *TRANSIENT}  # the file is recognised by its SHA-256
     before = run_folder.recorded(folder) if (folder / run_folder.RECORD).is_file() else {}
-    if settings.solving.method != "tvq" and before.get("slabs", 1) == 1:
-        ignored.add("steps")  # but the step length of tvq follows a plan, and all slabs take as many steps
+    if settings.solving.method not in methods.PLANNED and before.get("slabs", 1) == 1:
+        ignored.add("steps")  # but some step lengths follow a plan, and all slabs take as many steps
     for name, then, now in config.differences(old, lasting(settings), frozenset(ignored)):
         raise InputError(
             f"{folder}: {name} was {_said(then)} and is {_said(now)} now. Resume with the same settings "
@@ -263,9 +275,9 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
     if asked is not None:
         rows = max(1, min(rows, asked.stop) - asked.start)
     tilts = count - len(settings.reading.skip)
-    steps = solving.steps or methods.maker(solving.method, None, solving.spectrum)(None).steps
+    steps = solving.members * (solving.steps or methods.maker(solving.method, None, solving.spectrum)(None).steps)
     trying = methods.tries_weights(solving.method, solving.weight, tilts)
-    trial = min(steps, methods.TRIAL_STEPS.get(solving.method, steps))
+    trial = methods.trial_steps(solving.method, solving.steps, solving.spectrum)
     return plan.Plan(
         method=solving.method,
         tilts=tilts,
@@ -280,6 +292,7 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
         binning=preparing.bin,
         devices=1 if (mesh := device.mesh(settings.running.devices)) is None else mesh.size,
         hosts=hosts.count(),
+        members=solving.members,
         streamed=len(facts["shape"]) == 3 and (not preparing.align or preparing.xf is not None),
     )
 

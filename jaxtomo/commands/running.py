@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import hosts, methods, run_folder
+from .. import ensembles, hosts, methods, run_folder
 from .. import settings as config
 from ..console import Console, plain
 from ..data import Reconstruction
@@ -87,6 +87,9 @@ def carry_out(
             refuse_mixed(settings, pose, trying)
         solver = _solver(task, before, stages)
         steps = solving.steps or solver.steps
+        judge = solver
+        if solving.members > 1:
+            solver, steps = ensembles.in_turn(solver, solving.members), solving.members * steps
         facts: dict[str, Any] = {
             "status": "running",
             "folder": str(folder),
@@ -117,7 +120,7 @@ def carry_out(
             metrics = {"misfit": float(result.history["misfit"][-1])}
             if solving.assess:
                 with stages("assess", "judging it by the even and the odd tilts apart"):
-                    metrics |= judged(task, solver, result)
+                    metrics |= judged(task, judge, result)
             if held.size:
                 metrics |= held_out_error(task, result, held)
             more = {"seed": solving.seed} | ({} if alignment is None else {"alignment": alignment})
@@ -128,7 +131,7 @@ def carry_out(
             facts["memory_bytes"] = {"planned": plan.host_bytes, "peak": device.peak_memory()}
             run_folder.configure(folder, kept)  # a run that goes on may have more steps than it was begun with
             run_folder.record(folder, facts)
-            if facts["converged"] or solving.method in ("wbp", "tvq") or plan.slabs > 1:
+            if facts["converged"] or solving.method in ("wbp", *methods.PLANNED) or plan.slabs > 1:
                 run_folder.drop_checkpoint(folder)
             hosts.wait("written down")
     return plain(facts)
@@ -183,9 +186,9 @@ def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver
     candidates = methods.WEIGHTS[solving.method]
     with stages("weight", f"choosing the weight of {solving.method}: {len(candidates)} trials on a slab"):
         problem = task.problem(*middle(task, task.plan.tried_rows), task.weights)
-        steps = solving.steps or make(None).steps
-        steps = min(steps, methods.TRIAL_STEPS.get(solving.method, steps))
-        weight, errors = choose_weight(problem, make, candidates, steps, key=task.key)
+        trial = methods.trial(solving.method, solving.steps, solving.spectrum)
+        steps = methods.trial_steps(solving.method, solving.steps, solving.spectrum)
+        weight, errors = choose_weight(problem, trial, candidates, steps, key=task.key)
     tried = ", ".join(f"{w:g}: {100 * e:.3g} %" for w, e in zip(candidates, errors, strict=True))
     task.console.say(f"weight {weight:g}, by the error on left-out tilts ({tried})")
     if weight in (candidates[0], candidates[-1]):
@@ -209,6 +212,8 @@ def _write(task: Task, result: Reconstruction) -> list[str]:
             with run_folder.naming_disk_errors(stored.path):
                 complete_mrc(stored.path, outgoing(str(volume), result))
                 write_angles(volume.with_suffix(".rawtlt"), np.rad2deg(np.asarray(result.pose.tilt, float)))
+        if result.spread is not None:
+            write(stage / "spread.mrc", result.spread, result.voxel_nm)
         write(stage / "reconstruction.h5", result)
         if task.settings.running.zarr:
             write(stage / run_folder.ZARR, result)

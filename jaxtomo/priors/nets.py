@@ -98,10 +98,7 @@ class UNet(nnx.Module):
         self.axes = (0, 1, 2) if deep else (1, 2)
         ends = [inputs, *channels[:-1]]
         self.down = nnx.List(
-            [
-                nnx.List([Block(a, b, deep, rngs), Block(b, b, deep, rngs)])
-                for a, b in zip(ends, channels, strict=True)
-            ]
+            [nnx.List([Block(a, b, deep, rngs), Block(b, b, deep, rngs)]) for a, b in zip(ends, channels, strict=True)]
         )
         self.skips = nnx.List([nnx.Linear(c, s, rngs=rngs) for c, s in zip(channels[:-1], skips, strict=True)])
         self.up = nnx.List(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 
-from ..penalty import total_variation
+from ..penalty import root_variation, total_variation
 
 
 class Voxels(nnx.Module):
@@ -31,3 +31,15 @@ class Voxels(nnx.Module):
 def voxels(weight: float = 0.0, power: float = 1.0, smoothing: float = 3e-3):
     """A maker of `Voxels` for `fit`: `(problem, density, key) -> module`."""
     return lambda problem, density, key: Voxels(problem.shape, density, weight, power, smoothing)
+
+
+class RootVoxels(Voxels):
+    """The same with the penalty λ mean √(|∇√v|² + ε²), v in units of `density`; see `penalty.root_variation`."""
+
+    def penalty(self, volume):
+        return self.weight[...] * root_variation(volume / self.density[...], self.smoothing)
+
+
+def root_voxels(weight: float = 0.0, smoothing: float = 3e-3):
+    """A maker of `RootVoxels` for `fit`: `(problem, density, key) -> module`."""
+    return lambda problem, density, key: RootVoxels(problem.shape, density, weight, smoothing=smoothing)

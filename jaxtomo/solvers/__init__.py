@@ -4,10 +4,11 @@ from .cgls import cgls
 from .dip import dip, dip_tv
 from .fit import fit
 from .gaussian import gaussian
+from .root_tv import root_tv
 from .sart import sart
 from .sirt import sirt
 from .tv import tv
 from .tvq import tvq
 from .wbp import wbp
 
-__all__ = ["cgls", "dip", "dip_tv", "fit", "gaussian", "sart", "sirt", "tv", "tvq", "wbp"]
+__all__ = ["cgls", "dip", "dip_tv", "fit", "gaussian", "root_tv", "sart", "sirt", "tv", "tvq", "wbp"]

@@ -10,7 +10,7 @@ import optax
 from ..priors.dip import dip as network
 from ..solve import Solver
 from ..stopping import Rule, held_out_pixels
-from .fit import fit
+from .fit import falling_adam, fit
 from .tvq import count_weights
 
 
@@ -18,13 +18,10 @@ from .tvq import count_weights
 def _optimizer(rate: float, voxel_rate: float, steps: int):
     """Adam for the network and, in longer steps, for the voxels beside it, both falling along a cosine to 2 %."""
 
-    def falling(rate):
-        return optax.adam(optax.cosine_decay_schedule(rate, steps, alpha=0.02))
-
     def labels(parameters):
         return jax.tree.map_with_path(lambda path, _: "voxels" if "voxels" in str(path[0]) else "network", parameters)
 
-    return optax.partition({"network": falling(rate), "voxels": falling(voxel_rate)}, labels)
+    return optax.partition({"network": falling_adam(rate, steps), "voxels": falling_adam(voxel_rate, steps)}, labels)
 
 
 @functools.cache

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from ..likelihood import fitted_intensity, poisson
 from ..priors.voxels import voxels
 from ..solve import Solver
-from .fit import fit
+from .fit import falling_adam, fit
 
 
 def count_weights(problem):
@@ -31,13 +28,12 @@ def count_weights(problem):
     return weights * scale
 
 
-@functools.cache
 def tvq(weight: float = 0.4, power: float = 0.7, steps: int = 500, rate: float = 0.1) -> Solver:
     """min over p of Σ w (A v - y)² / Σ w y² + λ mean((|∇v|² + ε²)^(q/2)), v = density (p + 0.1)².
 
     Adam at `rate`, falling along a cosine to 2 % over `steps`. `weight` λ is for densities of about 1, which the
     solver sees to. Suits piecewise-constant specimens.
     """
-    schedule = optax.cosine_decay_schedule(rate, steps, alpha=0.02)
     settings = {"method": "tvq", "weight": weight, "power": power, "planned_steps": steps, "rate": rate}
-    return fit(voxels(weight, power), optax.adam(schedule), pixel_weights=count_weights, settings=settings, steps=steps)
+    optimizer = falling_adam(rate, steps)
+    return fit(voxels(weight, power), optimizer, pixel_weights=count_weights, settings=settings, steps=steps)
