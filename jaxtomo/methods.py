@@ -34,19 +34,20 @@ def maker(method: str, steps: int | None, spectrum: str) -> Callable[[float | No
 
     def make(weight: float | None):
         given: dict[str, Any] = {} if weight is None else {"weight": weight}
+        planned: dict[str, Any] = {} if steps is None else {"steps": steps}
         match method:
             case "wbp" | "sirt" | "sart" | "cgls":
                 return getattr(solvers, method)()
             case "tv":
                 return solvers.tv(**given)
             case "tvq":
-                return solvers.tvq(**given, **({} if steps is None else {"steps": steps}))
+                return solvers.tvq(**given, **planned)
             case "root-tv":
-                return solvers.root_tv(**given, **({} if steps is None else {"steps": steps}))
+                return solvers.root_tv(**given, **planned)
             case "dip":
-                return solvers.dip(**({} if steps is None else {"steps": steps}))
+                return solvers.dip(**planned)
             case "dip-tv":
-                return solvers.dip_tv(**given, **({} if steps is None else {"steps": steps}))
+                return solvers.dip_tv(**given, **planned)
             case "gaussian":
                 return solvers.gaussian(spectrum, **given)
             case _:

@@ -40,8 +40,12 @@ NEEDS = {
     "cgls": Need(4.1, 5.0, 2, 6),
     "tv": Need(20.5, 11.7, 2.2, 25, code=100_000_000),
     "tvq": Need(11, 6.4, 2, 80, code=80_000_000),
+    "root-tv": Need(11.5, 4, 2, 80, code=80_000_000),
+    "dip": Need(80, 3.2, 2, 700, code=200_000_000),
+    "dip-tv": Need(83, 3.2, 2, 700, code=200_000_000),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
+MEMBER = Need(7, 3, 0, 0)  # of every further member of an ensemble: its state
 TABLE = 800  # bytes of the projector's weights for each tilt and pixel across the axis; counts in thin slabs
 MARGIN = 2  # rows computed beyond each end of a slab, for shifts along the axis that are no whole number of pixels
 HALO = 8  # the same for total variation: farther than that neighbouring rows do not feel where a slab ends
@@ -78,6 +82,7 @@ class Plan:
         judged: whether the quality numbers are computed too.
         trial_steps: steps spent on a slab of `TRIED` rows to choose the weight.
         binning: of the images after they are read.
+        members: of an ensemble.
         streamed: whether slabs can be read without ever holding all images, which only a search for shifts needs.
         devices, hosts: that share the rows of every slab.
     """
@@ -94,6 +99,7 @@ class Plan:
     judged: bool = True
     trial_steps: int = 0
     binning: int = 1
+    members: int = 1
     streamed: bool = False
     devices: int = 1
     hosts: int = 1
@@ -147,7 +153,8 @@ class Plan:
     def solver_bytes(self) -> int:
         """Peak of the solver, on each device that computes; devices of a CPU share one memory."""
         rows = -(-self.slab_rows // (self.hosts if self.device == "cpu" else self.devices))
-        return self._needed(NEEDS[self.method], rows) + TABLE * self.tilts * self.width
+        further = (self.members - 1) * self._needed(MEMBER, rows)
+        return self._needed(NEEDS[self.method], rows) + further + TABLE * self.tilts * self.width
 
     @property
     def host_bytes(self) -> int:

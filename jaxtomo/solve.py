@@ -69,10 +69,10 @@ class Progress(NamedTuple):
 
 
 def run_steps(problem, state, key, start, count, *, step):
-    """`count <= CHUNK` steps of a solver from `start`: (state, info), info arrays of which the first `count` are filled.
+    """`count <= CHUNK` steps of a solver from `start`: (state, info), the first `count` of each info array filled.
 
-    Step i sees `fold_in(key, i)`, so neither the chunks nor an interruption can change the answer. The memory of `state`
-    is used up.
+    Step i sees `fold_in(key, i)`, so neither the chunks nor an interruption can change the answer. The memory of
+    `state` is used up.
     """
     if not _slow_in_a_loop(step, problem, state, key):
         return scanned(problem, state, key, start, count, step=step)

@@ -6,6 +6,7 @@ from the fit, watches running averages of what the model predicts, and scores th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -89,8 +90,8 @@ def held_out_repeats() -> Rule:
 
 
 def moving_variance() -> Rule:
-    """The volume's wandering: it falls while the specimen is fitted and rises with the noise. Nothing is held out, but a
-    falling learning rate hides the rise. The exponential form stores no window. [Wang et al. 2023, ES-EMV]"""
+    """The volume's wandering: it falls while the specimen is fitted and rises with the noise. Nothing is held out, but
+    a falling learning rate hides the rise. The exponential form stores no window. [Wang et al. 2023, ES-EMV]"""
     return Rule(lambda problem, key: jnp.zeros((1, 1, 1)), lambda problem, mask, averages: averages.variance, "wander")
 
 
@@ -109,10 +110,11 @@ def _spread(problem, fraction):
 
 def _repeats(tilt):
     same = jnp.abs(tilt[:, None] - tilt[None, :]) < 1e-4
-    earlier = jnp.sum(jnp.tril(same, -1), axis=1)
-    if not isinstance(earlier, jax.core.Tracer) and not (earlier % 2).any():
-        raise InputError("no tilt was recorded twice. Take stopping.held_out_pixels().")
-    return (earlier % 2).astype(jnp.float32)[:, None, None]
+    second = jnp.sum(jnp.tril(same, -1), axis=1) % 2
+    with contextlib.suppress(jax.errors.TracerBoolConversionError):  # under jit, shapes alone are known
+        if not second.any():
+            raise InputError("no tilt was recorded twice. Take stopping.held_out_pixels().")
+    return second.astype(jnp.float32)[:, None, None]
 
 
 class Watch(NamedTuple):

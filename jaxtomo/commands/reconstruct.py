@@ -59,7 +59,7 @@ class Solving:
         arg(metavar="NAME"),
     ] = "tv"
     """tv: total variation, a good start for most specimens. tvq: sparse gradients, for particles with sharp edges.
-    root-tv: few tilts or a wide missing wedge. dip-tv: the same with an untrained network, slower; dip: the network alone.
+    root-tv: few tilts or a wide missing wedge. dip-tv: the same with an untrained network, slower; dip: only that.
     gaussian: textured volumes such as tissue. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
     weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=NONE)] = None
     """How strongly tv, tvq, root-tv, dip-tv and gaussian prefer a smooth volume: larger is smoother. auto, the default
@@ -172,7 +172,8 @@ def _check(settings: Reconstruct) -> None:
         raise InputError(f"{flag}: {solving.method} cannot. Take --method with one of {able}.")
     if solving.weight is not None and solving.method not in methods.WEIGHTED:
         raise InputError(
-            f"--weight: {solving.method} has no prior to weigh. Take one of {', '.join(methods.WEIGHTED)}, or leave it out."
+            f"--weight: {solving.method} has no prior to weigh. Leave it out, or take one of "
+            f"{', '.join(methods.WEIGHTED)}."
         )
     if isinstance(solving.weight, float) and not solving.weight > 0:
         raise InputError(f"--weight {solving.weight:g}: is not above 0. Give a positive number, or auto.")

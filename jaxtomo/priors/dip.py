@@ -18,8 +18,8 @@ class DIP(nnx.Module):
 
     The network sees uniform noise × 0.1, new noise on top of it in every step, and starts at zero, as do the free
     voxels. Squared, so that densities are positive and the penalty can be taken of the root, where a faint support
-    counts beside bright particles and what is empty stays empty. [Ulyanov, Vedaldi & Lempitsky 2018; Baguer, Leuschner &
-    Schmidt 2020 for tomography and total variation]
+    counts beside bright particles and what is empty stays empty. [Ulyanov, Vedaldi & Lempitsky 2018; Baguer,
+    Leuschner & Schmidt 2020 for tomography and total variation]
 
     One output pixel of the network stands for a `patch` of voxels, which it has as channels:
 

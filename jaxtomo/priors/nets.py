@@ -35,7 +35,7 @@ def halved(features, axes: Sequence[int]):
 
 
 def doubled(features, shape: Sequence[int], axes: Sequence[int]):
-    """`features` interpolated linearly to twice as many along `axes`, cut to `shape`: the inverse resize of `halved`."""
+    """`features` interpolated linearly to twice as many along `axes`, cut to `shape`: the way back from `halved`."""
     for axis in axes:
         n = features.shape[axis]
         before = jnp.concatenate(

@@ -50,8 +50,8 @@ def fit(
 
     Args:
         prior: `(problem, density, key) -> nnx.Module`; calling the module returns the volume `[z, x, y]`, and its
-            method `penalty(volume)`, if it has one, is added to the loss. A method `perturbed(key)`, if it has one, gives
-            the volume that a step sees. `density` is that of the specimen, roughly.
+            method `penalty(volume)`, if it has one, is added to the loss. A method `perturbed(key)`, if it has one,
+            gives the volume that a step sees. `density` is that of the specimen, roughly.
         optimizer: of the prior's `nnx.Param`s. Solvers made with one optimizer object share their compiled step.
         pose_optimizer: of the pose's parameters that are not None; None leaves the pose alone.
         pixel_weights: `(problem) -> weights` to use in place of the problem's own.
