@@ -63,7 +63,8 @@ class Problem:
     functions; `series` does not travel into them.
 
     Attributes:
-        images: `[tilt, x, y]` float32.
+        images: `[tilt, x, y]` float32, or `[channel, tilt, x, y]` of a series with several channels, which `fit` and
+            the methods made of it reconstruct together, as a volume `[channel, z, x, y]`.
         weights: broadcasts against `images`; 0 where a pixel says nothing (unmeasured, held out, or looking past the
             end of the volume along the tilt axis).
         pose: how each tilt saw the specimen.
@@ -100,7 +101,7 @@ class Problem:
         """Pose a reconstruction problem.
 
         Args:
-            series: the (aligned) tilt series; one channel.
+            series: the (aligned) tilt series.
             pose: by default nominal at the series' angles and tilt axis.
             likelihood: by default `jaxtomo.gaussian()`.
             weights: extra weights, `[tilt]` or `[tilt, y, x]`.
@@ -113,11 +114,9 @@ class Problem:
         from .likelihood import gaussian
         from .projector import trapezoid
 
-        if series.images.ndim != 3:
-            raise InputError(f"{series.source}: {series.images.ndim}-dimensional images. Choose one channel.")
-        tilts, height, detector = series.images.shape
+        tilts, height, detector = series.images.shape[-3:]
         rows = slice(0, height) if rows is None else rows
-        images = np.asarray(series.images[:, rows])
+        images = np.asarray(series.images[..., rows, :])
         if pose is None:
             pose = Pose.nominal(series.tilt_deg)
             if series.tilt_axis_deg:
@@ -138,7 +137,7 @@ class Problem:
             believed = believed * (weights[:, None, None] if weights.ndim == 1 else weights[:, rows].swapaxes(1, 2))
         width = detector if width is None else width
         self._set(
-            jnp.asarray(np.ascontiguousarray(images.swapaxes(1, 2)), jnp.float32),
+            jnp.asarray(np.ascontiguousarray(images.swapaxes(-2, -1)), jnp.float32),
             jnp.asarray(believed, jnp.float32),
             pose,
             likelihood=gaussian() if likelihood is None else likelihood,
@@ -169,26 +168,35 @@ class Problem:
         problem._set(**{f.name: changes.get(f.name, getattr(self, f.name)) for f in fields(self)})
         return problem
 
+    @property
+    def volume_shape(self) -> tuple[int, ...]:
+        """(nz, nx, ny), with the channels before them where there are several."""
+        return (*self.images.shape[:-3], *self.shape)
+
     def project(self, volume) -> jax.Array:
-        """Predicted `images` of `volume [z, x, y]`."""
+        """Predicted `images` of `volume [z, x, y]`, or of each channel of one."""
         from .projector import forward
 
-        return forward(volume, self.pose, self.images.shape[1], self.footprint, self.mesh)
+        if volume.ndim == 4:
+            return jax.lax.map(self.project, volume)
+        return forward(volume, self.pose, self.images.shape[-2], self.footprint, self.mesh)
 
     def back_project(self, images) -> jax.Array:
         """The exact adjoint of `project`."""
         from .projector import adjoint
 
+        if images.ndim == 4:
+            return jax.lax.map(self.back_project, images)
         return adjoint(images, self.pose, self.shape[:2], self.footprint, self.mesh)
 
     def explained(self, predicted) -> jax.Array:
         """`predicted` with whatever nuisances the likelihood fits, such as gain and offset, applied."""
         fitted = getattr(self.likelihood, "explained", None)
-        return predicted if fitted is None else fitted(predicted, self.images, self.weights)
+        return predicted if fitted is None else each_channel(fitted)(predicted, self.images, self.weights)
 
     def misfit(self, predicted):
         """(relative residual norm, -∂ likelihood / ∂ predicted): what a person watches, and what is back-projected."""
-        slope = jax.grad(self.likelihood)(predicted, self.images, self.weights)
+        slope = jax.grad(lambda p: each_channel(self.likelihood)(p, self.images, self.weights).sum())(predicted)
         residual = jnp.sum(self.weights * (self.explained(predicted) - self.images) ** 2)
         return jnp.sqrt(residual / (jnp.sum(self.weights * self.images**2) + jnp.finfo(jnp.float32).tiny)), -slope
 
@@ -199,12 +207,24 @@ class Problem:
         return jax.jvp(lambda predicted: slope(predicted, self.images, self.weights), (self.images,), (ones,))[1]
 
 
+def each_channel(function: Callable) -> Callable:
+    """A function of (predicted, measured, weights), `[tilt, x, y]` each, that also takes several channels of the first
+    two, `[channel, tilt, x, y]`, and then gives a result for each."""
+
+    def of_each(predicted, measured, weights):
+        if measured.ndim == 3:
+            return function(predicted, measured, weights)
+        return jax.vmap(function, (0, 0, 0 if weights.ndim == 4 else None))(predicted, measured, weights)
+
+    return of_each
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """A volume, and what is needed to trust it.
 
     Attributes:
-        volume: `[z, y, x]` float32, intensity per voxel length.
+        volume: `[z, y, x]` float32, intensity per voxel length; `[channel, z, y, x]` of several channels.
         pose: the poses it was computed with (learned ones, where the solver learns them).
         series: the (aligned) tilt series it was computed from; None if the problem was built from bare arrays.
         history: per step, `[step]` arrays by name; always `misfit`.

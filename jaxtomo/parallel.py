@@ -71,10 +71,12 @@ def split(problem: Problem, solver: Solver, mesh: Mesh, height: int | None = Non
         mesh: the devices.
         height: rows of the whole problem, if `problem` is a part.
 
-    Raises InputError if the problem is split already.
+    Raises InputError if the problem is split already, or has several channels.
     """
     if problem.mesh is not None:
         raise InputError("this problem is split over devices already. Split it once.")
+    if problem.images.ndim == 4:
+        raise InputError("several channels on several devices are not supported. Choose one channel, or one device.")
     height = problem.shape[2] if height is None else height
     weights = problem.weights
     if jax.process_count() > 1:  # a mask that only one host has must not make its program another one

@@ -1,4 +1,5 @@
-"""Penalties on volumes, and the finite differences they are made of. Volumes are `[z, x, y]`, any axes will do.
+"""Penalties on volumes, and the finite differences they are made of. Volumes are `[z, x, y]`, any axes will do; the
+penalties also take several channels, `[channel, z, x, y]`, and join them: |∇v|² is then the mean over channels.
 
 Vector fields are tuples of three volumes: sums over a short leading axis are an order of magnitude slower on a CPU.
 """
@@ -9,31 +10,34 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+AXES = (-3, -2, -1)
 Field = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _moved(array, axis: int, by: int):
     """`array` moved by `by` voxels along `axis`; zeros move in. One pad, which devices that share the array exchange as
     one face; slices and concatenations would send all of it."""
-    return lax.pad(array, jnp.zeros((), array.dtype), [(by * (a == axis), -by * (a == axis), 0) for a in range(3)])
+    return lax.pad(
+        array, jnp.zeros((), array.dtype), [(by * (a == axis), -by * (a == axis), 0) for a in range(-array.ndim, 0)]
+    )
 
 
 def _before_last(array, axis: int):
     """`array` with its far face set to zero."""
-    index = lax.broadcasted_iota(jnp.int32, array.shape, axis)
+    index = lax.broadcasted_iota(jnp.int32, array.shape, array.ndim + axis)
     return jnp.where(index < array.shape[axis] - 1, array, 0)
 
 
 def gradient(volume) -> Field:
     """Forward differences along the three axes; zero across the far faces (Neumann)."""
-    x, y, z = (_before_last(_moved(volume, axis, -1) - volume, axis) for axis in range(3))
+    x, y, z = (_before_last(_moved(volume, axis, -1) - volume, axis) for axis in AXES)
     return x, y, z
 
 
 def divergence(field: Field):
     """Minus the adjoint of `gradient`: ⟨gradient(v), g⟩ = -⟨v, divergence(g)⟩."""
-    inner = [_before_last(part, axis) for axis, part in enumerate(field)]
-    x, y, z = (part - _moved(part, axis, 1) for axis, part in enumerate(inner))
+    inner = [_before_last(part, axis) for axis, part in zip(AXES, field, strict=True)]
+    x, y, z = (part - _moved(part, axis, 1) for axis, part in zip(AXES, inner, strict=True))
     return x + y + z
 
 
@@ -47,7 +51,9 @@ def total_variation(volume, power: float = 1.0, smoothing: float = 0.0):
 
     `smoothing` is ε. [Rudin, Osher & Fatemi 1992; Chartrand 2007 for q < 1]
     """
-    return jnp.mean((squared_length(gradient(volume)) + smoothing**2) ** (power / 2))
+    square = squared_length(gradient(volume))
+    square = square.mean(0) if volume.ndim == 4 else square
+    return jnp.mean((square + smoothing**2) ** (power / 2))
 
 
 def root_variation(volume, smoothing: float = 3e-3):

@@ -35,6 +35,7 @@ class Solver(NamedTuple):
         settings: the method's name and parameters, for the record.
         steps: how many are usually enough.
         spread: `(problem, state) -> [z, x, y]`, the standard deviation of every voxel, of a solver that knows it.
+        channels: whether it reconstructs several channels together.
 
     Parameters belong into the state, not into a closure: then one compiled `step` serves all their values.
     """
@@ -45,6 +46,7 @@ class Solver(NamedTuple):
     settings: Mapping[str, Any]
     steps: int = 100
     spread: Callable[..., Any] | None = None
+    channels: bool = False
 
 
 class Progress(NamedTuple):
@@ -165,6 +167,11 @@ def reconstruct(
     steps = solver.steps if steps is None else steps
     if steps < 1:
         raise InputError(f"steps is {steps}. Give at least 1.")
+    if problem.images.ndim == 4 and not solver.channels:
+        raise InputError(
+            f"{solver.settings.get('method', 'this solver')} reconstructs one channel; the series has "
+            f"{problem.images.shape[0]}. Choose one, or take dip_tv, root_tv, tvq, dip or fit."
+        )
     if assess and hosts.count() > 1:
         raise InputError("assess=True looks at rows that other hosts hold. Give assess=False.")
     key = jax.random.key(0) if key is None else key
@@ -189,7 +196,7 @@ def reconstruct(
         return [said for said in (call(progress) for call in callbacks) if said]
 
     def read_volume():
-        return np.ascontiguousarray(np.asarray(solver.read(problem, state)[0]).swapaxes(1, 2))
+        return np.ascontiguousarray(np.asarray(solver.read(problem, state)[0]).swapaxes(-2, -1))
 
     try:
         while message is None:
@@ -220,8 +227,8 @@ def reconstruct(
     show(message)
     volume, pose = solver.read(problem, state)
     seconds = time.perf_counter() - began
-    volume = np.ascontiguousarray(np.asarray(volume, np.float32).swapaxes(1, 2))
-    spread = None if solver.spread is None else np.asarray(solver.spread(problem, state), np.float32).swapaxes(1, 2)
+    volume = np.ascontiguousarray(np.asarray(volume, np.float32).swapaxes(-2, -1))
+    spread = None if solver.spread is None else np.asarray(solver.spread(problem, state), np.float32).swapaxes(-2, -1)
     metrics = {}
     if assess:
         from .validate import cross_check

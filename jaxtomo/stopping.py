@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .data import each_channel
 from .errors import InputError
 
 MEMORY = 0.98  # of the running averages: about the last fifty steps
@@ -25,8 +26,8 @@ class Averages(NamedTuple):
 
     Attributes:
         count: steps so far.
-        volume: `[z, x, y]`.
-        images: `[tilt, x, y]`, its projections.
+        volume: `[z, x, y]`, or with channels before.
+        images: `[tilt, x, y]`, its projections, likewise.
         variance: mean square of the volume's wandering about its average, a voxel.
     """
 
@@ -62,11 +63,13 @@ class Rule(NamedTuple):
 
 
 def relative_misfit(problem, predicted, weights):
-    """(L(p) - L(y)) / (L(0) - L(y)): of any likelihood 0 for a perfect prediction and 1 for none."""
+    """(L(p) - L(y)) / (L(0) - L(y)): of any likelihood 0 for a perfect prediction and 1 for none. Of several channels
+    the mean."""
+    likelihood = each_channel(problem.likelihood)
     nothing, perfect, here = (
-        problem.likelihood(p, problem.images, weights) for p in (jnp.zeros_like(predicted), problem.images, predicted)
+        likelihood(p, problem.images, weights) for p in (jnp.zeros_like(predicted), problem.images, predicted)
     )
-    return (here - perfect) / jnp.where(nothing > perfect, nothing - perfect, 1)
+    return jnp.mean((here - perfect) / jnp.where(nothing > perfect, nothing - perfect, 1))
 
 
 def _prediction(problem, mask, averages):
@@ -100,7 +103,7 @@ def _random(shape, fraction, key):
 
 
 def _spread(problem, fraction):
-    tilts = problem.images.shape[0]
+    tilts = problem.images.shape[-3]
     if tilts < 3:
         raise InputError(f"{tilts} tilts: none can be held out. Take stopping.held_out_pixels().")
     count = max(1, min(tilts - 2, round(fraction * tilts)))
@@ -128,7 +131,7 @@ class Watch(NamedTuple):
 
 def start(rule: Rule, problem, key) -> Watch:
     """Before the first step."""
-    volume, images = jnp.zeros(problem.shape), jnp.zeros_like(problem.images)
+    volume, images = jnp.zeros(problem.volume_shape), jnp.zeros_like(problem.images)
     averages = Averages(jnp.zeros(()), volume, images, jnp.zeros(()))
     return Watch(rule.held(problem, key), averages, (volume, problem.pose), jnp.asarray(jnp.inf))
 

@@ -84,7 +84,7 @@ def solve(problem: Problem, solver: Solver, steps: int, key=None):
 def cross_check(problem: Problem, solver: Solver, steps: int, *, key=None, slices: int = SLAB) -> dict:
     """Reconstruct from the even and from the odd tilts of a slab, and compare.
 
-    Returns a dict, empty for fewer than four tilts or where a half diverged, of
+    Returns a dict, empty for fewer than four tilts, for several channels or where a half diverged, of
         prediction_error: relative residual norm of tilts the volume was not made from, each half predicting the other;
         prediction_error_by_tilt: the same, `[tilt]`;
         fsc_frequency, fsc_curve: Fourier shell correlation of the two halves, cycles per voxel;
@@ -93,6 +93,8 @@ def cross_check(problem: Problem, solver: Solver, steps: int, *, key=None, slice
     Each half has twice the tilt step of the whole and shares its missing wedge and alignment: the error is
     an upper bound, and the resolution says nothing about the direction of the wedge.
     """
+    if problem.images.ndim == 4:
+        return {}
     voxel_nm = problem.series.pixel_nm if problem.series is not None else None
     problem = slab(problem, slices)
     live = live_tilts(problem)

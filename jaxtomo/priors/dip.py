@@ -11,6 +11,7 @@ from flax import nnx
 
 from ..penalty import root_variation
 from .nets import UNet
+from .voxels import per_channel
 
 
 class DIP(nnx.Module):
@@ -44,7 +45,7 @@ class DIP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Args:
-        shape: (z, x, y) of the volume.
+        shape: (z, x, y) of the volume, or (channel, z, x, y) of several that come out of one network.
         density: of the specimen, roughly.
         weight: λ of λ mean |∇√(volume/density)|.
         deep: whether the network sees in three dimensions, or every slice (or group of them) by itself.
@@ -55,9 +56,9 @@ class DIP(nnx.Module):
         beside: whether there are free voxels beside the network.
         rngs: a stream for its parameters and its input.
         """
-        nz, nx, ny = shape
+        *maps, nz, nx, ny = shape
         grid = [math.ceil(n / p) for n, p in zip((ny, nz, nx), patch, strict=True)]
-        self.network = UNet(inputs, math.prod(patch), channels, skips, deep, rngs)
+        self.network = UNet(inputs, math.prod(patch) * math.prod(maps), channels, skips, deep, rngs)
         self.voxels = nnx.Param(jnp.zeros(shape)) if beside else None
         self.input = nnx.Variable(0.1 * jax.random.uniform(rngs.params(), (*grid, inputs)))
         self.density = nnx.Variable(jnp.asarray(density, jnp.float32))
@@ -76,20 +77,20 @@ class DIP(nnx.Module):
         root = 0.1 + unfolded(self.network(input), self.patch, self.shape)
         if self.voxels is not None:
             root = root + self.voxels[...]
-        return self.density[...] * root**2
+        return per_channel(self.density[...]) * root**2
 
     def penalty(self, volume):
-        return self.weight[...] * root_variation(volume / self.density[...])
+        return self.weight[...] * root_variation(volume / per_channel(self.density[...]))
 
 
 def unfolded(features, patch: Sequence[int], shape: Sequence[int]):
-    """Features `[y, z, x, channel]` as a volume `[z, x, y]` of `shape`, the channels of each laid out as a patch."""
+    """Features `[y, z, x, channel]` as a volume of `shape`, the channels of each laid out as a patch (of each map)."""
     (ny, nz, nx, _), (py, pz, px) = features.shape, patch
-    laid = features.reshape(ny, nz, nx, py, pz, px).transpose(1, 4, 2, 5, 0, 3)
-    z, x, y = shape
-    return laid.reshape(nz * pz, nx * px, ny * py)[:z, :x, :y]
+    laid = features.reshape(ny, nz, nx, py, pz, px, -1).transpose(6, 1, 4, 2, 5, 0, 3)
+    z, x, y = shape[-3:]
+    return laid.reshape(-1, nz * pz, nx * px, ny * py)[:, :z, :x, :y].reshape(shape)
 
 
 def dip(weight: float = 0.0, **options):
     """A maker of `DIP` for `fit`: `(problem, density, key) -> module`. `options` are those of `DIP`."""
-    return lambda problem, density, key: DIP(problem.shape, density, weight, rngs=nnx.Rngs(key), **options)
+    return lambda problem, density, key: DIP(problem.volume_shape, density, weight, rngs=nnx.Rngs(key), **options)

@@ -8,6 +8,11 @@ from flax import nnx
 from ..penalty import root_variation, total_variation
 
 
+def per_channel(density):
+    """The density, such that it broadcasts against a volume: a number, or one for each channel."""
+    return density.reshape(*density.shape, 1, 1, 1) if density.ndim else density
+
+
 class Voxels(nnx.Module):
     """volume = density · (p + 0.1)², p from 0.
 
@@ -22,24 +27,24 @@ class Voxels(nnx.Module):
         self.power, self.smoothing = power, smoothing
 
     def __call__(self):
-        return self.density[...] * (self.root[...] + 0.1) ** 2
+        return per_channel(self.density[...]) * (self.root[...] + 0.1) ** 2
 
     def penalty(self, volume):
-        return self.weight[...] * total_variation(volume / self.density[...], self.power, self.smoothing)
+        return self.weight[...] * total_variation(volume / per_channel(self.density[...]), self.power, self.smoothing)
 
 
 def voxels(weight: float = 0.0, power: float = 1.0, smoothing: float = 3e-3):
     """A maker of `Voxels` for `fit`: `(problem, density, key) -> module`."""
-    return lambda problem, density, key: Voxels(problem.shape, density, weight, power, smoothing)
+    return lambda problem, density, key: Voxels(problem.volume_shape, density, weight, power, smoothing)
 
 
 class RootVoxels(Voxels):
     """The same with the penalty λ mean √(|∇√v|² + ε²), v in units of `density`; see `penalty.root_variation`."""
 
     def penalty(self, volume):
-        return self.weight[...] * root_variation(volume / self.density[...], self.smoothing)
+        return self.weight[...] * root_variation(volume / per_channel(self.density[...]), self.smoothing)
 
 
 def root_voxels(weight: float = 0.0, smoothing: float = 3e-3):
     """A maker of `RootVoxels` for `fit`: `(problem, density, key) -> module`."""
-    return lambda problem, density, key: RootVoxels(problem.shape, density, weight, smoothing=smoothing)
+    return lambda problem, density, key: RootVoxels(problem.volume_shape, density, weight, smoothing=smoothing)

@@ -19,7 +19,10 @@ from .sirt import sirt
 @jax.jit
 def rough(problem):
     """(volume, density): twenty steps of SIRT, and Σ v⁵ / Σ v⁴ of them, which is near the density of the densest
-    matter, whatever its amount."""
+    matter, whatever its amount. Of several channels one of each."""
+    if problem.images.ndim == 4:
+        weights = jnp.broadcast_to(problem.weights, problem.images.shape)
+        return jax.lax.map(lambda one: rough(problem.replace(images=one[0], weights=one[1])), (problem.images, weights))
     problem, solver = problem.replace(likelihood=gaussian()), sirt()
     state = jax.lax.fori_loop(0, 20, lambda _, s: solver.step(problem, s, None)[0], solver.init(problem, None))
     volume, _ = solver.read(problem, state)
@@ -74,7 +77,7 @@ def fit(
         return state
 
     settings = settings or {"method": "fit"}
-    return Solver(init, _stepper(optimizer, pose_optimizer, stopping), _read, settings, steps)
+    return Solver(init, _stepper(optimizer, pose_optimizer, stopping), _read, settings, steps, channels=True)
 
 
 def _loss(parameters, pose, graph, rest, weights, problem, key):

@@ -16,6 +16,9 @@ def count_weights(problem):
     as far as the images themselves tell it. A Poisson likelihood, which knows it, keeps the weights of the problem."""
     if problem.likelihood in (poisson(), fitted_intensity(poisson())):
         return problem.weights
+    if problem.images.ndim == 4:
+        weights = jnp.broadcast_to(problem.weights, problem.images.shape)
+        return lax.map(lambda a: count_weights(problem.replace(images=a[0], weights=a[1])), (problem.images, weights))
     images = jnp.maximum(problem.images, 0)
     # Means over the pixels that exist: a border is not a dark neighbour.
     summed, counted = (
