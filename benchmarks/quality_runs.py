@@ -27,8 +27,8 @@ SCHEMES = {"±60/2°": (60, 2), "±60/10°": (60, 10), "±60/20°": (60, 20), "�
 WEIGHTED = {"tv": jt.tv, "tvq": jt.tvq, "root-tv": jt.root_tv}
 DEFAULT = {name: make().settings["weight"] for name, make in WEIGHTED.items()}
 SCANNED = {
-    "tv": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
-    "tvq": (0.01, 0.03, 0.1, 0.3, 0.7, 2.0),
+    "tv": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "tvq": (0.03, 0.1, 0.3, 0.7),
     "root-tv": methods.WEIGHTS["root-tv"],
 }
 WEIGHTS = {name: tuple(sorted({*weights, DEFAULT[name]})) for name, weights in SCANNED.items()}

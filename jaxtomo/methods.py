@@ -57,8 +57,8 @@ def maker(method: str, steps: int | None, spectrum: str) -> Callable[[float | No
 
 
 def trial(method: str, steps: int | None, spectrum: str) -> Callable[[float | None], Any]:
-    """A function from a weight to the Solver that tries it: for a network with voxels beside it the voxels alone, which
-    minimise the same functional in a tenth of the time."""
+    """A function from a weight to the Solver that tries it: for a network with voxels beside it the voxels alone, whose
+    penalty it is, in a tenth of the time."""
     return maker("root-tv", None, spectrum) if method == "dip-tv" else maker(method, steps, spectrum)
 
 

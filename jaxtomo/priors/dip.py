@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..penalty import root_variation
+from ..penalty import total_variation
 from .nets import UNet
 from .voxels import per_channel
 
@@ -18,8 +18,9 @@ class DIP(nnx.Module):
     """volume = density · (0.1 + network(noise) + voxels)², the network untrained.
 
     The network sees uniform noise × 0.1, new noise on top of it in every step, and starts at zero, as do the free
-    voxels. Squared, so that densities are positive and the penalty can be taken of the root, where a faint support
-    counts beside bright particles and what is empty stays empty. [Ulyanov, Vedaldi & Lempitsky 2018; Baguer,
+    voxels. These carry the penalty, λ mean |∇voxels|, and the network does not: edges and flat parts are cheap to the
+    one, texture to the other. Squared, so that densities are positive and the penalty is one on the root, where a faint
+    support counts beside bright particles and what is empty stays empty. [Ulyanov, Vedaldi & Lempitsky 2018; Baguer,
     Leuschner & Schmidt 2020 for tomography and total variation]
 
     One output pixel of the network stands for a `patch` of voxels, which it has as channels:
@@ -40,14 +41,14 @@ class DIP(nnx.Module):
         channels: Sequence[int] = (16, 32, 64),
         skips: Sequence[int] = (4, 8),
         inputs: int = 8,
-        noise: float = 0.03,
+        noise: float = 0.1,
         beside: bool = True,
         rngs: nnx.Rngs,
     ):
         """Args:
         shape: (z, x, y) of the volume, or (channel, z, x, y) of several that come out of one network.
         density: of the specimen, roughly.
-        weight: λ of λ mean |∇√(volume/density)|.
+        weight: λ of the penalty.
         deep: whether the network sees in three dimensions, or every slice (or group of them) by itself.
         patch: voxels (y, z, x) for which a pixel of its output stands.
         channels, skips: of its levels, the finest first, and handed across at all but the last; see `nets.UNet`.
@@ -80,7 +81,8 @@ class DIP(nnx.Module):
         return per_channel(self.density[...]) * root**2
 
     def penalty(self, volume):
-        return self.weight[...] * root_variation(volume / per_channel(self.density[...]))
+        """λ mean |∇voxels|, whatever the volume."""
+        return 0.0 if self.voxels is None else self.weight[...] * total_variation(self.voxels[...], 1.0, 3e-3)
 
 
 def unfolded(features, patch: Sequence[int], shape: Sequence[int]):

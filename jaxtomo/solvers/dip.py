@@ -42,14 +42,14 @@ def dip(steps: int = 1000, rate: float = 1e-2, stopping: Rule | None = None, **o
 
 
 def dip_tv(
-    weight: float = 0.3,
-    steps: int = 400,
+    weight: float = 0.2,
+    steps: int = 600,
     rate: float = 3e-3,
     voxel_rate: float = 0.1,
     stopping: Rule | None = None,
     **options,
 ) -> Solver:
-    """min over network and voxels of Σ w (A v - y)² / Σ w y² + λ mean |∇√v|, v = density (0.1 + network + voxels)².
+    """min over network and voxels of Σ w (A v - y)² / Σ w y² + λ mean |∇voxels|, v = density (0.1 + network + voxels)².
 
     Adam on both, in steps that fall along a cosine; pixels weigh as counts do (`tvq.count_weights`). `weight` λ is for
     densities of about 1, which the solver sees to. `stopping` and `options` as for `dip`.

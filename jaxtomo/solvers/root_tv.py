@@ -8,7 +8,7 @@ from .fit import falling_adam, fit
 from .tvq import count_weights
 
 
-def root_tv(weight: float = 0.2, steps: int = 500, rate: float = 0.1) -> Solver:
+def root_tv(weight: float = 0.2, steps: int = 1000, rate: float = 0.1) -> Solver:
     """min over p of Σ w (A v - y)² / Σ w y² + λ mean √(|∇√v|² + ε²), v = density (p + 0.1)².
 
     Adam at `rate`, falling along a cosine to 2 % over `steps`. `weight` λ is for densities of about 1,
