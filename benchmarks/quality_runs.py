@@ -182,7 +182,7 @@ def tissue_of_a_fly(side: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     corner = [int(rng.integers(0, n - side + 1)) for n in volume.shape]
     cut = 255 - volume[tuple(slice(c, c + side) for c in corner)]
-    z, x = np.ogrid[:side, :side] - (side - 1) / 2
+    z, x = (line - (side - 1) / 2 for line in np.ogrid[:side, :side])
     inside = np.clip((0.94 - np.hypot(z, x) / (side / 2)) * side / 4 + 0.5, 0, 1)
     return (cut / np.percentile(cut, 99.5) * inside[:, None, :]).astype(np.float32)
 

@@ -491,3 +491,9 @@ def test_a_reader_that_stops_reading_is_no_error(simulated):
     with os.fdopen(writing, "w") as closed:
         done = subprocess.run(argv, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("method", ["root-tv", "dip", "dip-tv"])
+def test_learned_volumes_from_the_command_line(method, command, aligned):
+    code, out = command("reconstruct", aligned, "--no-align", "--method", method, "--steps", "3", "--no-assess")
+    assert code == 0, out

@@ -40,6 +40,7 @@ def test_every_public_name_is_there_and_no_module_hides_one():
         ("your_own_solver", {"size": 16, "steps": 20}),
         ("learn_poses", {"size": 16, "steps": 20}),
         ("differentiate", {"size": 16}),
+        ("few_tilts", {"size": 16, "steps": 4, "tilt_steps": (20,)}),
         ("many_devices", {"size": 16, "steps": 2}),
     ],
 )
