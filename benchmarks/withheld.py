@@ -72,7 +72,7 @@ def main() -> None:
         rows.append((name, error(left, held, result.volume), f"weight {weight:g}, chosen", time.perf_counter() - began))
     before = {name: value for name, value, *_ in rows}
     machine.show(
-        f"{options.series.name}, binned {options.bin}, {problem.shape[2]} rows: {tilts - held.size} tilts for {held.size}",
+        f"{options.series.name}, bin {options.bin}, {problem.shape[2]} rows: {tilts - held.size} tilts for {held.size}",
         ("", "relative RMSE", "against sirt", "against tv", "setting", "seconds"),
         [
             (n, f"{100 * e:.2f} %", f"{e / before['sirt'] - 1:+.1%}", f"{e / before['tv'] - 1:+.1%}", said, f"{s:.1f}")

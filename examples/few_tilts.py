@@ -1,6 +1,6 @@
 """Particles on a film from 61, 13 and 7 images: SIRT elongates, TV flattens, Deep Image Prior with TV holds.
 
-Run it with `python examples/few_tilts.py few_tilts.png`; about ten minutes on two CPU cores, most of them for 61 images.
+Run it with `python examples/few_tilts.py few_tilts.png`; about ten minutes on two CPU cores.
 """
 
 import sys
@@ -15,7 +15,7 @@ STEPS_DEG = (2, 10, 20)
 WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def main(picture: str | None = None, size: int = 64, steps: int = 600, tilt_steps=STEPS_DEG) -> dict:
+def main(picture: str | None = None, size: int = 64, steps: int = 700, tilt_steps=STEPS_DEG) -> dict:
     # A film of intensity 0.15 with particles of 0.6 and 1, rendered twice as fine as it is reconstructed.
     fine = phantoms.supported_particles((2 * size,) * 3, seed=1)
     volumes, scores, truth = {}, {}, None

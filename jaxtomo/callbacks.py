@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .stopping import SETTLED
+from .stopping import AS_GOOD, SETTLED
 
 
 def progress(every: float = 5.0) -> Callable:
@@ -66,8 +66,8 @@ def stop_when_converged(gap: float = 1e-2, still: float = 1e-5, window: int = 20
 
 
 def stop_when_overfitting(patience: int = 150) -> Callable:
-    """Stop a fit under a `stopping.Rule` when its score has found no better value for `patience` steps. Looks at every
-    tenth step."""
+    """Stop a fit under a `stopping.Rule` when its score has not been as good as it was for `patience` steps. Looks at
+    every tenth step."""
 
     def check(now) -> str | None:
         found = best(now.history)
@@ -78,14 +78,15 @@ def stop_when_overfitting(patience: int = 150) -> Callable:
     return check
 
 
-SCORES = {"held_out": "predicted the held-out pixels best", "wander": "had settled most"}
+SCORES = {"held_out": "predicts held-out pixels as well as any", "wander": "has settled as much as any"}
 """The scores of `stopping`, and what their least value means."""
 
 
 def best_step(history) -> int:
-    """The step with the least score."""
-    (score,) = (history[name] for name in SCORES if name in history)
-    return min(len(score), SETTLED) + int(np.argmin(score[SETTLED:])) + 1 if len(score) > SETTLED else len(score)
+    """The last step whose score was as good as any before it."""
+    (score,) = (history[name][SETTLED:] for name in SCORES if name in history)
+    good = np.flatnonzero(score <= AS_GOOD * np.minimum.accumulate(np.append(np.inf, score))[:-1])
+    return SETTLED + int(good[-1]) + 1 if good.size else 0
 
 
 def best(history) -> str | None:
@@ -94,6 +95,8 @@ def best(history) -> str | None:
     if not names:
         return None
     step = best_step(history)
+    if not step:
+        return None
     value = f" ({100 * history['held_out'][step - 1]:.3g} % off)" if "held_out" in names else ""
     return f"the volume is the average up to step {step}, which {SCORES[names[0]]}{value}"
 

@@ -1,7 +1,8 @@
 """When to stop a model that over-fits: which of its volumes is best, judged without the truth, step by step.
 
 A model that can fit anything fits the noise in the end, and its training loss only falls. A `Rule` keeps some pixels
-from the fit, watches running averages of what the model predicts, and scores them; `fit` keeps the best average.
+from the fit, watches running averages of what the model predicts, and scores them; `fit` keeps the last average that
+was as good as any.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .errors import InputError
 
 MEMORY = 0.98  # of the running averages: about the last fifty steps
 SETTLED = 10  # steps before an average can be the best
+AS_GOOD = 1.005  # scores this close to the least are as good: what the noise of the pixels held out can tell apart
 
 
 class Averages(NamedTuple):
@@ -126,7 +128,7 @@ class Watch(NamedTuple):
     mask: jax.Array
     averages: Averages
     best: Any  # (volume, pose)
-    score: jax.Array
+    score: jax.Array  # the least so far
 
 
 def start(rule: Rule, problem, key) -> Watch:
@@ -140,6 +142,6 @@ def seen(rule: Rule, problem, watch: Watch, volume, pose, images) -> tuple[Watch
     """After a step that made this volume and predicted these images: what is watched, and its score."""
     averages = watch.averages.moved(volume, images)
     score = rule.score(problem, watch.mask, averages)
-    better = (averages.count > SETTLED) & (score < watch.score)
-    best = lax.cond(better, lambda: (averages.volume, pose), lambda: watch.best)
-    return Watch(watch.mask, averages, best, jnp.where(better, score, watch.score)), score
+    settled = averages.count > SETTLED
+    best = lax.cond(settled & (score <= AS_GOOD * watch.score), lambda: (averages.volume, pose), lambda: watch.best)
+    return Watch(watch.mask, averages, best, jnp.where(settled, jnp.minimum(score, watch.score), watch.score)), score

@@ -213,7 +213,7 @@ def _write(task: Task, result: Reconstruction) -> list[str]:
                 complete_mrc(stored.path, outgoing(str(volume), result))
                 write_angles(volume.with_suffix(".rawtlt"), np.rad2deg(np.asarray(result.pose.tilt, float)))
         if result.spread is not None:
-            write(stage / "spread.mrc", result.spread, result.voxel_nm)
+            write(stage / run_folder.SPREAD, result.spread, result.voxel_nm)
         write(stage / "reconstruction.h5", result)
         if task.settings.running.zarr:
             write(stage / run_folder.ZARR, result)

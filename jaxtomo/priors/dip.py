@@ -39,7 +39,7 @@ class DIP(nnx.Module):
         deep: bool = True,
         patch: tuple[int, int, int] = (2, 2, 2),
         channels: Sequence[int] = (16, 32, 64),
-        skips: Sequence[int] = (4, 8),
+        skips: Sequence[int] = (16, 32),
         inputs: int = 8,
         noise: float = 0.1,
         beside: bool = True,

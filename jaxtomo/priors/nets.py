@@ -51,13 +51,13 @@ def doubled(features, shape: Sequence[int], axes: Sequence[int]):
 
 
 class Block(nnx.Module):
-    """Convolution 3×3(×3), group norm, leaky ReLU."""
+    """Convolution 3×3(×3) or 1×1, group norm, leaky ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, deep: bool, rngs: nnx.Rngs):
-        start = nnx.initializers.he_normal()
-        self.convolution = nnx.Conv(3 * inputs if deep else inputs, outputs, (3, 3), kernel_init=start, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, deep: bool, rngs: nnx.Rngs, width: int = 3):
+        start, self.deep = nnx.initializers.he_normal(), deep and width > 1
+        taps = 3 * inputs if self.deep else inputs
+        self.convolution = nnx.Conv(taps, outputs, (width, width), kernel_init=start, rngs=rngs)
         self.norm = GroupNorm(outputs, deep)
-        self.deep = deep
 
     def __call__(self, features):
         features = self.convolution(beside(features) if self.deep else features)
@@ -80,7 +80,7 @@ class GroupNorm(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """A U-Net with narrow skips: features `[y, z, x, inputs]` to `[y, z, x, outputs]`, which start at zero.
+    """A U-Net: features `[y, z, x, inputs]` to `[y, z, x, outputs]`, which start at zero.
 
     Every level has two blocks on the way down and one and a 1×1 convolution on the way up; levels are joined by means
     over pairs and by linear interpolation. [Ronneberger et al. 2015; Ulyanov et al. 2018 for the skips]
@@ -103,7 +103,7 @@ class UNet(nnx.Module):
         self.skips = nnx.List([nnx.Linear(c, s, rngs=rngs) for c, s in zip(channels[:-1], skips, strict=True)])
         self.up = nnx.List(
             [
-                nnx.List([Block(below + s, c, deep, rngs), nnx.Linear(c, c, rngs=rngs)])
+                nnx.List([Block(below + s, c, deep, rngs), Block(c, c, deep, rngs, width=1)])
                 for c, s, below in zip(channels[:-1], skips, channels[1:], strict=True)
             ]
         )
@@ -119,5 +119,5 @@ class UNet(nnx.Module):
         for level, skip, (block, mix) in zip(levels[-2::-1], [*self.skips][::-1], [*self.up][::-1], strict=True):
             wide = doubled(features, level.shape, self.axes)
             features = block(jnp.concatenate([wide, nnx.leaky_relu(skip(level), 0.2)], axis=-1))
-            features = nnx.leaky_relu(mix(features), 0.2)
+            features = mix(features)
         return self.out(features)

@@ -43,7 +43,7 @@ def dip(steps: int = 1000, rate: float = 1e-2, stopping: Rule | None = None, **o
 
 def dip_tv(
     weight: float = 0.2,
-    steps: int = 600,
+    steps: int = 700,
     rate: float = 3e-3,
     voxel_rate: float = 0.1,
     stopping: Rule | None = None,
