@@ -60,8 +60,8 @@ def main() -> None:
         ("", "rank correlation", "RMS error / spread, middle tenth", "widest tenth", "within 2 spreads", "seconds"),
         lines,
         [
-            "Tenths of the voxels, ordered by spread. A spread that were a standard deviation of the error would give 1, 1 "
-            "and 0.95; what the missing wedge hides from all members alike, none of them can show.",
+            "Tenths of the voxels, ordered by spread. A spread that were a standard deviation of the error would"
+            " give 1, 1 and 0.95; what the missing wedge hides from all members alike, none of them can show.",
         ],
         markdown=options.markdown,
     )

@@ -15,13 +15,13 @@ from .voxels import per_channel
 
 
 class DIP(nnx.Module):
-    """volume = density · (0.1 + network(noise) + voxels)², the network untrained.
+    """volume = density (0.1 + network(noise) + voxels)², or without voxels density softplus(10 network(noise) - 3).
 
-    The network sees uniform noise × 0.1, new noise on top of it in every step, and starts at zero, as do the free
-    voxels. These carry the penalty, λ mean |∇voxels|, and the network does not: edges and flat parts are cheap to the
-    one, texture to the other. Squared, so that densities are positive and the penalty is one on the root, where a faint
-    support counts beside bright particles and what is empty stays empty. [Ulyanov, Vedaldi & Lempitsky 2018; Baguer,
-    Leuschner & Schmidt 2020 for tomography and total variation]
+    The network is untrained. It sees uniform noise × 0.1, new noise on top of it in every step, and starts at zero, as do
+    the free voxels. These carry the penalty, λ mean |∇voxels|, and the network does not: edges and flat parts are cheap
+    to the one, texture to the other. Both are roots of densities, where a faint support counts beside bright particles
+    and what is empty stays empty. A network alone is hampered by the square, hence the softplus. [Ulyanov, Vedaldi &
+    Lempitsky 2018; Baguer, Leuschner & Schmidt 2020 for tomography and total variation]
 
     One output pixel of the network stands for a `patch` of voxels, which it has as channels:
 
@@ -75,10 +75,9 @@ class DIP(nnx.Module):
         return self._volume(input + 0.1 * self.noise * jax.random.normal(key, input.shape))
 
     def _volume(self, input):
-        root = 0.1 + unfolded(self.network(input), self.patch, self.shape)
-        if self.voxels is not None:
-            root = root + self.voxels[...]
-        return per_channel(self.density[...]) * root**2
+        made = unfolded(self.network(input), self.patch, self.shape)
+        relative = nnx.softplus(10 * made - 3) if self.voxels is None else (0.1 + made + self.voxels[...]) ** 2
+        return per_channel(self.density[...]) * relative
 
     def penalty(self, volume):
         """λ mean |∇voxels|, whatever the volume."""

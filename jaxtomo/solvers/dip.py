@@ -29,7 +29,7 @@ def _rule() -> Rule:
     return held_out_pixels()
 
 
-def dip(steps: int = 1000, rate: float = 1e-2, stopping: Rule | None = None, **options) -> Solver:
+def dip(steps: int = 1500, rate: float = 1e-2, stopping: Rule | None = None, **options) -> Solver:
     """The network alone: no penalty, no voxels beside it; what it can make of noise before it makes noise is the prior.
 
     `stopping`, `stopping.held_out_pixels()` by default, says when. `options` are those of `priors.DIP`: three
@@ -38,7 +38,8 @@ def dip(steps: int = 1000, rate: float = 1e-2, stopping: Rule | None = None, **o
     """
     settings = {"method": "dip", "planned_steps": steps, "rate": rate, **options}
     optimizer, rule = _optimizer(rate, rate, steps), stopping or _rule()
-    return fit(network(beside=False, **options), optimizer, stopping=rule, settings=settings, steps=steps)
+    prior = network(beside=False, **({"inputs": 32, "noise": 0.0} | options))
+    return fit(prior, optimizer, stopping=rule, settings=settings, steps=steps)
 
 
 def dip_tv(
