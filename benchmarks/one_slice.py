@@ -80,7 +80,8 @@ def main() -> None:
         ("seed", "", "dB", "over sirt", "SSIM", "seconds, compilation included"),
         rows,
         [
-            f"Bars, at 256²: {BAR_DB:g} dB over sirt, less than {BAR_SECONDS:g} s. root-tv and dip-tv: weight {WEIGHT:g}."
+            f"Bars, at 256²: {BAR_DB:g} dB over sirt, less than {BAR_SECONDS:g} s.",
+            f"root-tv and dip-tv: weight {WEIGHT:g}.",
         ],
         markdown=options.markdown,
     )

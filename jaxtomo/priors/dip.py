@@ -17,11 +17,11 @@ from .voxels import per_channel
 class DIP(nnx.Module):
     """volume = density (0.1 + network(noise) + voxels)², or without voxels density softplus(10 network(noise) - 3).
 
-    The network is untrained. It sees uniform noise × 0.1, new noise on top of it in every step, and starts at zero, as do
-    the free voxels. These carry the penalty, λ mean |∇voxels|, and the network does not: edges and flat parts are cheap
-    to the one, texture to the other. Both are roots of densities, where a faint support counts beside bright particles
-    and what is empty stays empty. A network alone is hampered by the square, hence the softplus. [Ulyanov, Vedaldi &
-    Lempitsky 2018; Baguer, Leuschner & Schmidt 2020 for tomography and total variation]
+    The network is untrained. It sees uniform noise × 0.1, new noise on top of it in every step, and starts at zero, as
+    do the free voxels. These carry the penalty, λ mean |∇voxels|, and the network does not: edges and flat parts are
+    cheap to the one, texture to the other. Both are roots of densities, where a faint support counts beside bright
+    particles and what is empty stays empty. A network alone is hampered by the square, hence the softplus. [Ulyanov,
+    Vedaldi & Lempitsky 2018; Baguer, Leuschner & Schmidt 2020 for tomography and total variation]
 
     One output pixel of the network stands for a `patch` of voxels, which it has as channels:
 
