@@ -223,7 +223,7 @@ def show_margins(rows: dict[Case, dict], options) -> None:
         [
             *((f"{p}, {kinds[-1]}", *(mean(s, kinds[-1], [p]) for s in options.schemes)) for p in everyone),
             *((f"all, {kind}", *(mean(s, kind, everyone) for s in options.schemes)) for kind in kinds),
-            ("bar: the recipe's margins", *(f"{RECIPE[s]:+.1f}" for s in options.schemes)),
+            ("bar: the recipe's margins", *(f"{RECIPE[s]:+.1f}" if s in RECIPE else "" for s in options.schemes)),
         ],
         markdown=options.markdown,
     )

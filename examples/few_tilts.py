@@ -25,7 +25,8 @@ def main(picture: str | None = None, size: int = 64, steps: int = 700, tilt_step
         # The strength of the penalty is the one with which left-out tilts are predicted best, by quick fits without the
         # network.
         weight, _ = validate.choose_weight(problem, jt.root_tv, WEIGHTS, jt.root_tv().steps)
-        methods = {"SIRT": jt.sirt(), "CS-TV": jt.tv(), "DIP-TV": jt.dip_tv(weight, steps)}
+        plain, _ = validate.choose_weight(problem, jt.tv, WEIGHTS, 100)
+        methods = {"SIRT": jt.sirt(), "CS-TV": jt.tv(plain), "DIP-TV": jt.dip_tv(weight, steps)}
         for name, solver in methods.items():
             result = jt.reconstruct(problem, solver, assess=False)
             volumes[name, step] = result.volume

@@ -134,6 +134,8 @@ class Problem:
             believed = believed * ((row >= 0) & (row <= height - 1))[:, None, :]
         if weights is not None:
             weights = np.asarray(weights, np.float32)
+            if not (np.isfinite(weights).all() and (weights >= 0).all()):
+                raise InputError(f"{series.source}: weights are negative or not finite. Give 0 for what says nothing.")
             believed = believed * (weights[:, None, None] if weights.ndim == 1 else weights[:, rows].swapaxes(1, 2))
         width = detector if width is None else width
         self._set(

@@ -19,41 +19,46 @@ def ensemble(solver: Solver, members: int = 8) -> Solver:
     pixels, which are those of the problem times independent draws from Exp(1): the weighted likelihood bootstrap, which
     needs no noise level. [Newton & Raftery 1994] Costs the memory of as many states.
     """
-    settings = {**solver.settings, "members": _checked(members)}
+    settings = {**solver.settings, "members": _checked(solver, members)}
 
     def step(problem, state, key):
         def one(weights, state, key):
             return solver.step(problem.replace(weights=weights), state, key)
 
         new, info = jax.vmap(one)(state["weights"], state["members"], jax.random.split(key, members))
-        return {**state, "members": new}, jax.tree.map(jnp.mean, info)
+        return {**state, "members": new}, jax.tree.map(jnp.mean, _comparable(info))
 
     init, read, spread = _common(solver, members)
-    return Solver(init, step, read, settings, solver.steps, spread)
+    return Solver(init, step, read, settings, solver.steps, spread, solver.channels)
 
 
 def in_turn(solver: Solver, members: int = 8) -> Solver:
     """The same, one member a step: for a device that one member keeps busy, and for convolutions on a CPU, which XLA
     does not run well for several networks at once. Takes `members` times as many steps."""
-    settings = {**solver.settings, "members": _checked(members)}
+    settings = {**solver.settings, "members": _checked(solver, members)}
 
     def step(problem, state, key):
         now = state["turn"] % members
         mine, weights = jax.tree.map(lambda a: a[now], (state["members"], state["weights"]))
         new, info = solver.step(problem.replace(weights=weights), mine, key)
-        # The members' scores must not be compared with each other; each keeps its own best volume.
-        info = {name: value for name, value in info.items() if name not in SCORES}
         changed = jax.tree.map(lambda all, one: all.at[now].set(one), state["members"], new)
-        return {**state, "members": changed, "turn": state["turn"] + 1}, info
+        return {**state, "members": changed, "turn": state["turn"] + 1}, _comparable(info)
 
     init, read, spread = _common(solver, members)
-    return Solver(init, step, read, settings, members * solver.steps, spread)
+    return Solver(init, step, read, settings, members * solver.steps, spread, solver.channels)
 
 
-def _checked(members: int) -> int:
+def _checked(solver: Solver, members: int) -> int:
     if members < 2:
         raise InputError(f"an ensemble of {members}. Give 2 members or more.")
+    if solver.settings.get("method") == "wbp":
+        raise InputError("wbp does not weigh pixels, so its members would all be the same. Take sirt, tv or another.")
     return members
+
+
+def _comparable(info: dict) -> dict:
+    """Without the scores of stop rules: each member keeps its own best volume, and they must not be compared."""
+    return {name: value for name, value in info.items() if name not in SCORES}
 
 
 def _common(solver: Solver, members: int):

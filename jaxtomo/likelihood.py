@@ -46,6 +46,7 @@ def poisson(floor: float = 1e-3) -> Likelihood:
         log = jnp.where(relative > 0, jnp.log(jnp.maximum(predicted, knee)), parabola)
         return jnp.sum(weights * (predicted - counted * log))
 
+    misfit.counts = True
     return misfit
 
 
@@ -81,6 +82,7 @@ def fitted_intensity(likelihood: Likelihood, offset: bool = True) -> Likelihood:
         return likelihood(explained(predicted, measured, weights), measured, weights)
 
     misfit.explained = explained
+    misfit.counts = getattr(likelihood, "counts", False)
     return misfit
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import InputError
+from .plan import TRIED_BY
 
 WEIGHTED = ("tv", "tvq", "root-tv", "dip-tv", "gaussian")
 """Methods with a prior, whose strength `weight` sets."""
@@ -57,14 +58,13 @@ def maker(method: str, steps: int | None, spectrum: str) -> Callable[[float | No
 
 
 def trial(method: str, steps: int | None, spectrum: str) -> Callable[[float | None], Any]:
-    """A function from a weight to the Solver that tries it: for a network with voxels beside it the voxels alone, whose
-    penalty it is, in a tenth of the time."""
-    return maker("root-tv", None, spectrum) if method == "dip-tv" else maker(method, steps, spectrum)
+    """A function from a weight to the Solver that tries it."""
+    return maker(TRIED_BY[method], None, spectrum) if method in TRIED_BY else maker(method, steps, spectrum)
 
 
 def trial_steps(method: str, steps: int | None, spectrum: str) -> int:
     """How many steps of `trial` tell weights apart: for tv that is long before the duality gap closes."""
-    usual = steps if steps is not None and method != "dip-tv" else trial(method, steps, spectrum)(None).steps
+    usual = steps if steps is not None and method not in TRIED_BY else trial(method, steps, spectrum)(None).steps
     return min(usual, 80) if method == "tv" else usual
 
 

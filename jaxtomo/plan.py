@@ -45,6 +45,8 @@ NEEDS = {
     "dip-tv": Need(83, 3.2, 2, 700, code=200_000_000),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
+TRIED_BY = {"dip-tv": "root-tv"}
+"""Methods whose weight is tried by another one: by the voxels alone, whose penalty it is, in a tenth of the time."""
 MEMBER = Need(7, 3, 0, 0)  # of every further member of an ensemble: its state
 TABLE = 800  # bytes of the projector's weights for each tilt and pixel across the axis; counts in thin slabs
 MARGIN = 2  # rows computed beyond each end of a slab, for shifts along the axis that are no whole number of pixels
@@ -194,18 +196,21 @@ class Plan:
     def _binned_to(self, longest: int) -> Plan:
         return self.binned(-(-max(self.thickness, self.rows, self.width) // longest))
 
+    def _step(self, method: str | None = None) -> float:
+        """Seconds of one step on one core, or on one device."""
+        need, voxels = NEEDS[method or self.method], self.volume_bytes / 4
+        return (
+            need.projections * voxels * self.tilts / PROJECTED[self.device] + need.passes * voxels / MOVED[self.device]
+        )
+
     @property
     def seconds(self) -> float:
         """Rough wall time of the whole run on idle hardware."""
-        need, cores = NEEDS[self.method], self.cores * self.hosts if self.device == "cpu" else self.devices
-        voxels = self.volume_bytes / 4
-        step = (
-            need.projections * voxels * self.tilts / PROJECTED[self.device] + need.passes * voxels / MOVED[self.device]
-        )
+        cores = self.cores * self.hosts if self.device == "cpu" else self.devices
         overlap = self.slabs * self.slab_rows / self.rows
-        judging = 2 * self.steps * min(1.0, self.judged_rows / self.rows) if self.judged else 0
-        choosing = self.trial_steps * min(1.0, self.tried_rows / self.rows)
-        return STARTING + (overlap * self.steps + judging + choosing) * step / cores
+        judging = 2 * self.steps / self.members * min(1.0, self.judged_rows / self.rows) if self.judged else 0
+        choosing = self.trial_steps * min(1.0, self.tried_rows / self.rows) * self._step(TRIED_BY.get(self.method))
+        return STARTING + ((overlap * self.steps + judging) * self._step() + choosing) / cores
 
     def binned(self, factor: int) -> Plan:
         """The same run with images (and volume) binned by `factor`."""

@@ -85,16 +85,18 @@ def run_steps(problem, state, key, start, count, *, step):
     return state, jax.tree.map(lambda *all: jnp.stack(all), *seen)
 
 
-LOOPED: weakref.WeakKeyDictionary[Callable, bool] = weakref.WeakKeyDictionary()
+LOOPED: weakref.WeakKeyDictionary[Callable, dict[Any, bool]] = weakref.WeakKeyDictionary()
+"""By step and structure of its state, for one step may serve several models: whether it has convolutions."""
 
 
 def _slow_in_a_loop(step, problem, state, key) -> bool:
     """Whether XLA would run this step tens of times slower in a loop of its own: convolutions on a CPU."""
     if jax.default_backend() != "cpu":
         return False
-    if step not in LOOPED:
-        LOOPED[step] = "conv_general_dilated" in str(jax.make_jaxpr(step)(problem, state, key))
-    return LOOPED[step]
+    known, structure = LOOPED.setdefault(step, {}), jax.tree.structure(state)
+    if structure not in known:
+        known[structure] = "conv_general_dilated" in str(jax.make_jaxpr(step)(problem, state, key))
+    return known[structure]
 
 
 @functools.partial(jax.jit, static_argnames="step", donate_argnames="state")

@@ -8,6 +8,7 @@ was as good as any.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Rule(NamedTuple):
     Attributes:
         held: `(problem, key) -> mask`, 1 where a pixel is kept from the fit; broadcasts against the images.
         score: `(problem, mask, averages) -> score`, the lower the better.
-        name: of the score, in the history.
+        name: of the score, in the history: "held_out" or "wander", which `callbacks.SCORES` knows the meaning of.
     """
 
     held: Callable[..., jax.Array]
@@ -75,50 +76,75 @@ def relative_misfit(problem, predicted, weights):
 
 
 def _prediction(problem, mask, averages):
-    return jnp.sqrt(jnp.maximum(relative_misfit(problem, averages.images, problem.weights * mask), 0))
+    """The relative misfit of what is held out; if that is nothing 1, by which the newest average is as good as any."""
+    weights = problem.weights * mask
+    score = jnp.sqrt(jnp.maximum(relative_misfit(problem, averages.images, weights), 0))
+    return jnp.where(jnp.max(weights) > 0, score, 1.0)
 
 
+@functools.cache
 def held_out_pixels(fraction: float = 0.05) -> Rule:
-    """Random pixels of all images, whose noise the fit cannot have seen; the score is how well they are predicted."""
-    return Rule(lambda problem, key: _random(problem.images.shape, fraction, key), _prediction, "held_out")
+    """Random pixels of all images, whose noise the fit cannot have seen; the score is how well they are predicted.
+
+    (What is taken from the images before the fit, its density and its weights of the pixels, has seen them.)
+    """
+    return Rule(lambda problem, key: _random(problem, _checked(fraction), key), _prediction, "held_out")
 
 
+@functools.cache
 def held_out_tilts(fraction: float = 0.1) -> Rule:
     """Whole tilts, evenly spread, at least one and never the first or the last: what an alignment that cuts noise
     into correlated pixels asks for."""
-    return Rule(lambda problem, key: _spread(problem, fraction), _prediction, "held_out")
+    return Rule(lambda problem, key: _spread(problem, _checked(fraction)), _prediction, "held_out")
 
 
+@functools.cache
 def held_out_repeats() -> Rule:
     """Every second image of a tilt that was recorded more than once (split frames). Raises InputError if none was."""
-    return Rule(lambda problem, key: _repeats(problem.pose.tilt), _prediction, "held_out")
+    return Rule(lambda problem, key: _repeats(problem), _prediction, "held_out")
 
 
+@functools.cache
 def moving_variance() -> Rule:
     """The volume's wandering: it falls while the specimen is fitted and rises with the noise. Nothing is held out, but
     a falling learning rate hides the rise. The exponential form stores no window. [Wang et al. 2023, ES-EMV]"""
     return Rule(lambda problem, key: jnp.zeros((1, 1, 1)), lambda problem, mask, averages: averages.variance, "wander")
 
 
-def _random(shape, fraction, key):
-    return (jax.random.uniform(key, shape) < fraction).astype(jnp.float32)
+def _checked(fraction: float) -> float:
+    if not 0 < fraction < 1:
+        raise InputError(f"{fraction:g} of the pixels or tilts held out. Give a fraction between 0 and 1.")
+    return fraction
+
+
+def _live(problem):
+    """`[tilt]`: which tilts have any weight."""
+    weights = jnp.max(problem.weights, axis=(-2, -1))
+    return jnp.broadcast_to((weights.max(0) if weights.ndim > 1 else weights) > 0, problem.pose.tilt.shape)
+
+
+def _random(problem, fraction, key):
+    return (jax.random.uniform(key, problem.images.shape) < fraction).astype(jnp.float32)
 
 
 def _spread(problem, fraction):
-    tilts = problem.images.shape[-3]
-    if tilts < 3:
-        raise InputError(f"{tilts} tilts: none can be held out. Take stopping.held_out_pixels().")
-    count = max(1, min(tilts - 2, round(fraction * tilts)))
-    places = jnp.clip(jnp.round((jnp.arange(count) + 0.5) * tilts / count - 0.5).astype(int), 1, tilts - 2)
-    return jnp.zeros(tilts).at[places].set(1)[:, None, None]
+    """Of the tilts that have weight; where there are fewer than three the mask is empty, and nothing is held out."""
+    live = _live(problem)
+    rank, tilts = jnp.cumsum(live) - 1, jnp.sum(live)
+    count = jnp.clip(jnp.round(fraction * tilts), 1, jnp.maximum(tilts - 2, 1))
+    index = jnp.arange(live.size)
+    places = jnp.clip(jnp.round((index + 0.5) * tilts / count - 0.5), 1, jnp.maximum(tilts - 2, 1))
+    places = jnp.where((index < count) & (tilts > 2), places, -1)
+    return (live & jnp.isin(rank, places)).astype(jnp.float32)[:, None, None]
 
 
-def _repeats(tilt):
+def _repeats(problem):
+    tilt, live = problem.pose.tilt, _live(problem)
     same = jnp.abs(tilt[:, None] - tilt[None, :]) < 1e-4
-    second = jnp.sum(jnp.tril(same, -1), axis=1) % 2
     with contextlib.suppress(jax.errors.TracerBoolConversionError):  # under jit, shapes alone are known
-        if not second.any():
+        if not jnp.tril(same, -1).any():
             raise InputError("no tilt was recorded twice. Take stopping.held_out_pixels().")
+    second = jnp.sum(jnp.tril(same & live[:, None] & live[None, :], -1), axis=1) % 2
     return second.astype(jnp.float32)[:, None, None]
 
 

@@ -145,6 +145,8 @@ def choose_weight(
     weights within 1 % of the best the largest is taken: the error of prediction is flat there, and the smoother
     volume is the safer one.
     """
+    if problem.images.ndim == 4:
+        raise InputError("a weight is chosen on one channel. Choose it on their sum, or give a weight.")
     problem = slab(problem, 32)
     live = live_tilts(problem)
     held = live[spread(live.size, max(1, live.size // 5) if count is None else count)]

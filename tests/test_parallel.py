@@ -263,3 +263,20 @@ def test_an_ensemble_by_pmap_equals_one_by_one(problems, name):
     alone = jnp.stack([jax.jit(member)(key) for key in keys])
     np.testing.assert_allclose(jax.pmap(member)(keys), alone, atol=1e-5)
     np.testing.assert_allclose(jax.jit(jax.vmap(member))(keys), alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dip-tv", "ensemble"])
+def test_networks_and_ensembles_on_four_devices(problems, name):
+    """They give what one device gives; their convolutions are not promised to be shared out."""
+    from jaxtomo.ensembles import in_turn
+
+    solver = {
+        "dip-tv": jt.dip_tv(0.1, channels=(4, 8), skips=(4,)),
+        "ensemble": in_turn(jt.root_tv(0.1), 2),
+    }[name]
+    problem = problems["nominal"]
+    one = jt.reconstruct(problem, solver, 4, callbacks=(), assess=False)
+    four = jt.reconstruct(*parallel.split(problem, solver, parallel.mesh(4)), 4, callbacks=(), assess=False)
+    np.testing.assert_allclose(four.volume, one.volume, atol=2e-3 * np.abs(one.volume).max())
+    if name == "ensemble":
+        np.testing.assert_allclose(four.spread, one.spread, atol=2e-3 * np.abs(one.volume).max())

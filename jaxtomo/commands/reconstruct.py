@@ -69,9 +69,10 @@ class Solving:
     thickness: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the images' width)")] = None
     """Voxels along the beam."""
     likelihood: Annotated[Literal["gaussian", "poisson", "robust"], arg(metavar="gaussian|poisson|robust")] = "gaussian"
-    """How images are noisy: poisson for low counts, robust for outliers (both with sirt, sart, tvq, dip, dip-tv)."""
+    """How images are noisy: poisson for low counts, robust for outliers (both with sirt, sart, tvq, root-tv, dip and
+    dip-tv)."""
     fit_intensity: Annotated[bool, arg(help_behavior_hint=NONE)] = False
-    """Fit a gain and an offset for each tilt, for images scaled one by one (with sirt, sart, tvq, dip, dip-tv)."""
+    """Fit a gain and an offset for each tilt, for images scaled one by one (with the same methods)."""
     members: Annotated[int, arg(metavar="N", help_behavior_hint="(default: 1)")] = 1
     """Reconstruct N times, each with other random numbers and other weights of the pixels (8 is usual): the volume is
     the mean, and spread.mrc tells how sure it is, voxel by voxel."""
@@ -188,6 +189,8 @@ def _check(settings: Reconstruct) -> None:
             f"--slabs {slabs}: {solving.method} ties all slices together. Take --method with one of "
             f"{', '.join(plan.SLICED)}, or bin the images with --bin."
         )
+    if solving.members > 1 and solving.method == "wbp":
+        raise InputError("--members: wbp does not weigh pixels, so all would be the same. Take another --method.")
     if slabs > 1 and solving.members > 1:
         raise InputError(f"--members {solving.members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
     if hosts.several() and solving.members > 1:
@@ -245,7 +248,11 @@ def _said(value: Any) -> str:
 
 def _more_steps(before: dict[str, Any], settings: Reconstruct) -> bool:
     wanted = settings.solving.steps
-    return wanted is not None and wanted > before.get("steps_asked", 0) and not before.get("converged", False)
+    return (
+        wanted is not None
+        and settings.solving.members * wanted > before.get("steps_asked", 0)
+        and not before.get("converged", False)
+    )
 
 
 def planned(settings: Reconstruct, facts: dict, before: dict[str, Any] | None, free: plan.Memory) -> plan.Plan:

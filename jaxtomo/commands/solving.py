@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from .. import hosts, parallel, run_folder
-from ..callbacks import checkpoint, progress, restore, stop_when_converged
+from ..callbacks import checkpoint, progress, restore, stop_when_converged, stop_when_overfitting
 from ..console import Console
 from ..data import Pose, Problem, Reconstruction
 from ..errors import InputError
@@ -77,6 +77,11 @@ class Task:
         return [] if self.console.quiet else [progress()]
 
 
+def stop_rules() -> list[Callable]:
+    """What ends a run before its last step."""
+    return [stop_when_converged(), stop_when_overfitting()]
+
+
 @contextlib.contextmanager
 def interruptible(console: Console) -> Iterator[Callable[[], bool]]:
     """While the block runs, the first Ctrl-C (or the TERM of a batch system) only asks to stop; a second one stops.
@@ -121,7 +126,7 @@ def solve_whole(task: Task, solver: Solver, steps: int, asked: Callable[[], bool
                 save(now)
 
     log = [run_folder.step_log(task.folder, 0 if resume is None else resume[0])] if hosts.first() else []
-    watchers = [*task.bars(), lambda now: "interrupted" if asked() else None, stop_when_converged(), *log, keep]
+    watchers = [*task.bars(), lambda now: "interrupted" if asked() else None, *stop_rules(), *log, keep]
     return reconstruct(problem, solver, steps, key=task.key, callbacks=watchers, resume=resume, assess=False)
 
 
@@ -141,9 +146,10 @@ def middle_rows(series: TiltSeries, count: int) -> slice:
 
 
 def judged(task: Task, solver: Solver, result: Reconstruction) -> dict[str, Any]:
-    """The numbers that need no truth, from all tilts, on rows in the middle."""
+    """The numbers that need no truth, from all tilts, on rows in the middle; of one member of an ensemble."""
     problem = task.problem(*middle(task, task.plan.judged_rows), None)
-    return cross_check(problem, solver, int(result.settings["steps"]), key=task.key)
+    steps = int(result.settings["steps"]) // task.settings.solving.members
+    return cross_check(problem, solver, max(1, steps), key=task.key)
 
 
 def held_out_error(task: Task, result: Reconstruction, held: np.ndarray) -> dict[str, Any]:

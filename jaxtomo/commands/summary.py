@@ -117,5 +117,5 @@ def _time(seconds: dict[str, float]) -> str:
 
 
 def _files(folder: Path, names: list[str]) -> str:
-    shown = [name for name in ("report.html", "volume.mrc", "reconstruction.h5") if name in names]
+    shown = [name for name in ("report.html", "volume.mrc", "spread.mrc", "reconstruction.h5") if name in names]
     return "\n".join(str(folder / name) for name in shown)

@@ -17,7 +17,7 @@ from .voxels import per_channel
 class DIP(nnx.Module):
     """volume = density (0.1 + network(noise) + voxels)², or without voxels density softplus(10 network(noise) - 3).
 
-    The network is untrained. It sees uniform noise × 0.1, new noise on top of it in every step, and starts at zero, as
+    The network is untrained. It sees uniform noise × 0.1, more on top in every step (`noise`), starts at zero, as
     do the free voxels. These carry the penalty, λ mean |∇voxels|, and the network does not: edges and flat parts are
     cheap to the one, texture to the other. Both are roots of densities, where a faint support counts beside bright
     particles and what is empty stays empty. A network alone is hampered by the square, hence the softplus. [Ulyanov,
@@ -92,6 +92,6 @@ def unfolded(features, patch: Sequence[int], shape: Sequence[int]):
     return laid.reshape(-1, nz * pz, nx * px, ny * py)[:, :z, :x, :y].reshape(shape)
 
 
-def dip(weight: float = 0.0, **options):
+def network(weight: float = 0.0, **options):
     """A maker of `DIP` for `fit`: `(problem, density, key) -> module`. `options` are those of `DIP`."""
     return lambda problem, density, key: DIP(problem.volume_shape, density, weight, rngs=nnx.Rngs(key), **options)

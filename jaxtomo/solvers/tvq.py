@@ -5,16 +5,16 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
-from ..likelihood import fitted_intensity, poisson
 from ..priors.voxels import voxels
 from ..solve import Solver
 from .fit import falling_adam, fit
 
 
 def count_weights(problem):
-    """1 / (box3×3(max(y, 0)) + 0.3 mean(y)), rescaled so that mean(w y²) = mean(y²): the inverse variance of counts,
-    as far as the images themselves tell it. A Poisson likelihood, which knows it, keeps the weights of the problem."""
-    if problem.likelihood in (poisson(), fitted_intensity(poisson())):
+    """1 / (box3×3(y⁺) + 0.3 mean(y⁺)), y⁺ = max(y, 0), rescaled so that mean(w y²) = mean(y²): the inverse variance of
+    counts, as far as the images themselves tell it. A Poisson likelihood, which knows it, keeps the weights of the
+    problem."""
+    if getattr(problem.likelihood, "counts", False):
         return problem.weights
     if problem.images.ndim == 4:
         weights = jnp.broadcast_to(problem.weights, problem.images.shape)
