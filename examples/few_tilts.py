@@ -1,4 +1,4 @@
-"""Particles on a film from 61, 13 and 7 images: SIRT elongates, TV flattens, Deep Image Prior with TV holds.
+"""Particles on a film from 61, 13 and 7 images: SIRT, total variation and Deep Image Prior with TV, side by side.
 
 Run it with `python examples/few_tilts.py few_tilts.png`; about ten minutes on two CPU cores.
 """

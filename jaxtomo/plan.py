@@ -41,8 +41,8 @@ NEEDS = {
     "tv": Need(20.5, 11.7, 2.2, 25, code=100_000_000),
     "tvq": Need(11, 6.4, 2, 80, code=80_000_000),
     "root-tv": Need(11.5, 4, 2, 80, code=80_000_000),
-    "dip": Need(80, 3.2, 2, 700, code=200_000_000),
-    "dip-tv": Need(83, 3.2, 2, 700, code=200_000_000),
+    "dip": Need(110, 3.5, 2, 700, code=200_000_000),
+    "dip-tv": Need(103, 5, 2, 700, code=200_000_000),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
 TRIED_BY = {"dip-tv": "root-tv"}

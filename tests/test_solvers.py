@@ -19,9 +19,7 @@ SOLVERS = {
     "gaussian": solvers.gaussian(),
     "fit": jt.fit(jt.voxels(), optax.adam(0.05)),
     "fit with poses": jt.fit(jt.voxels(), optax.adam(0.05), optax.adam(1e-3)),
-    "dip": solvers.dip(40, channels=(8, 16), skips=(4,)),
-    "dip slice by slice": solvers.dip(40, deep=False, patch=(1, 1, 1), channels=(8, 16), skips=(4,)),
-    "dip-tv": solvers.dip_tv(steps=40, channels=(8, 16), skips=(4,)),
+    "dip-tv": solvers.dip_tv(steps=40, channels=(4, 8), skips=(4,)),
 }
 ITERATIVE = [name for name in SOLVERS if name != "wbp"]
 STEPS = 12
