@@ -75,7 +75,7 @@ class Solving:
     """Fit a gain and an offset for each tilt, for images scaled one by one (with the same methods)."""
     members: Annotated[int, arg(metavar="N", help_behavior_hint="(default: 1)")] = 1
     """Reconstruct N times, each with other random numbers and other weights of the pixels (8 is usual): the volume is
-    the mean, and spread.mrc tells how sure it is, voxel by voxel."""
+    the mean, and spread.mrc tells where it is less sure (it ranks voxels; the errors are larger than it says)."""
     spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
     """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
     hold_out: Annotated[int, arg(metavar="N")] = 0
