@@ -19,7 +19,7 @@ def ensemble(solver: Solver, members: int = 8) -> Solver:
     pixels, which are those of the problem times independent draws from Exp(1): the weighted likelihood bootstrap, which
     needs no noise level. [Newton & Raftery 1994] Costs the memory of as many states.
 
-    The spread ranks voxels by their error well and is too small: about half of it where it is largest, far less where all
+    The spread ranks voxels by their error well and is too small: about half of it where it is largest, less where all
     members agree, for what the missing wedge hides it hides from all of them.
     """
     settings = {**solver.settings, "members": _checked(solver, members)}
