@@ -141,9 +141,9 @@ def choose_weight(
 ) -> tuple[float, np.ndarray]:
     """The weight whose volume predicts held-out tilts best, and the prediction error of each, `[weight]`.
 
-    Judged on the middle slices. `count` tilts, a fifth of them by default, are held out, spread over the range. Among
-    weights within 1 % of the best the largest is taken: the error of prediction is flat there, and the smoother
-    volume is the safer one.
+    Judged on the middle slices. `count` tilts, a fifth of them by default, are held out, spread over the range. The
+    error is flat about its least, where the smoother volume is safer: of the weights whose error exceeds the least by
+    at most a twentieth of the range of errors the largest is taken.
     """
     if problem.images.ndim == 4:
         raise InputError("a weight is chosen on one channel. Choose it on their sum, or give a weight.")
@@ -157,5 +157,5 @@ def choose_weight(
             for w in weights
         ]
     )
-    good = np.flatnonzero(errors <= errors.min() * 1.01)
+    good = np.flatnonzero(errors <= errors.min() + 0.05 * np.ptp(errors))
     return float(max(np.asarray(weights)[good])), errors
