@@ -1,8 +1,8 @@
 """Volumes larger than memory: 1024³ from 61 tilts within 6 GiB, predicted and measured, stage by stage.
 
 python benchmarks/large.py --folder /data/large                          # makes the series, runs wbp, sirt and tv
-python benchmarks/large.py --folder /tmp/large --size 256 --memory 1     # the same in a few minutes
-python benchmarks/large.py --folder /tmp/large --whole 96,160,256        # every method, whole: predicted and measured
+python benchmarks/large.py --folder scratch --size 256 --memory 1     # the same in a few minutes
+python benchmarks/large.py --folder scratch --whole 96,160,256        # every method, whole: predicted and measured
 """
 
 from __future__ import annotations

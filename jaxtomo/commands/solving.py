@@ -77,11 +77,6 @@ class Task:
         return [] if self.console.quiet else [progress()]
 
 
-def stop_rules() -> list[Callable]:
-    """What ends a run before its last step."""
-    return [stop_when_converged(), stop_when_overfitting()]
-
-
 @contextlib.contextmanager
 def interruptible(console: Console) -> Iterator[Callable[[], bool]]:
     """While the block runs, the first Ctrl-C (or the TERM of a batch system) only asks to stop; a second one stops.
@@ -126,7 +121,8 @@ def solve_whole(task: Task, solver: Solver, steps: int, asked: Callable[[], bool
                 save(now)
 
     log = [run_folder.step_log(task.folder, 0 if resume is None else resume[0])] if hosts.first() else []
-    watchers = [*task.bars(), lambda now: "interrupted" if asked() else None, *stop_rules(), *log, keep]
+    rules = [stop_when_converged(), stop_when_overfitting()]
+    watchers = [*task.bars(), lambda now: "interrupted" if asked() else None, *rules, *log, keep]
     return reconstruct(problem, solver, steps, key=task.key, callbacks=watchers, resume=resume, assess=False)
 
 
