@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from .data import Pose, Problem, Reconstruction
     from .ensembles import ensemble
     from .errors import DoesNotFitError, InputError
+    from .freedom import Freedom
     from .io import read, read_volume, write
     from .likelihood import fitted_intensity, gaussian, poisson, robust
     from .priors import voxels
     from .projector import back_project, project
+    from .refinement import refine
     from .reporting import report
     from .series import TiltSeries
     from .solve import Solver, reconstruct
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DoesNotFitError",
+    "Freedom",
     "InputError",
     "Pose",
     "Problem",
@@ -64,6 +67,7 @@ __all__ = [
     "read",
     "read_volume",
     "reconstruct",
+    "refine",
     "report",
     "robust",
     "root_tv",
@@ -83,6 +87,7 @@ __all__ = [
 
 _HOME = {
     "DoesNotFitError": "errors",
+    "Freedom": "freedom",
     "InputError": "errors",
     "Pose": "data",
     "Problem": "data",
@@ -103,6 +108,7 @@ _HOME = {
     "read": "io",
     "read_volume": "io",
     "reconstruct": "solve",
+    "refine": "refinement",
     "report": "reporting",
     "robust": "likelihood",
     "root_tv": "solvers",

@@ -9,6 +9,7 @@
     report.html         for a person
     volume.zarr         the volume as OME-Zarr, if that was asked for
     spread.mrc          of an ensemble, the standard deviation of every voxel
+    poses.csv           of refined poses, a line a tilt, with what is left open of each
 
 Results appear together and whole, or not at all.
 """
@@ -31,7 +32,7 @@ from .io.atomic import explain, replacing
 CONFIG, RECORD, METRICS, CHECKPOINT = "config.toml", "run.json", "metrics.jsonl", "checkpoint"
 SLABS = "slabs.json"  # in the checkpoint of a run in slabs: what is known of those that are finished
 RESULTS = ("volume.mrc", "volume.rawtlt", "reconstruction.h5", "report.html")
-ZARR, SPREAD = "volume.zarr", "spread.mrc"  # only where they are asked for
+ZARR, SPREAD, POSES = "volume.zarr", "spread.mrc", "poses.csv"  # only where they are asked for
 _STAGE, _WORK = ".results", ".work"
 
 
@@ -189,5 +190,5 @@ def naming_disk_errors(path: Path) -> Iterator[None]:
 def _clear(folder: Path) -> None:
     for name in (CHECKPOINT, _STAGE, ZARR):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (CONFIG, RECORD, METRICS, SPREAD, *RESULTS):
+    for name in (CONFIG, RECORD, METRICS, SPREAD, POSES, *RESULTS):
         (folder / name).unlink(missing_ok=True)

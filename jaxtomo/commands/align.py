@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from ..console import Console, table
 from ..errors import InputError
+from ..freedom import freedom
 from . import device
 from .options import NONE, Outcome, Reading, Showing, refuse_taken, required
 
@@ -27,8 +28,12 @@ class Align:
     """The tilt series."""
     out: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: NAME_aligned.mrc)")] = None
     """Where to write it: .mrc (with its .rawtlt), .h5, .emd, .tif, .npy or .zarr."""
+    joint: Annotated[str | None, arg(metavar="WHAT", help_behavior_hint=NONE)] = None
+    """Then refine the poses together with a volume. WHAT are some of shift, axis, tilt, centre, each with how far it is
+    expected to be wrong if you know: shift,axis for example, or shift,axis,tilt=0.3."""
     xf: Annotated[str | None, arg(metavar="FILE.xf", help_behavior_hint=NONE)] = None
-    """Also write the transforms from the raw to the aligned images, one a view, as IMOD has them."""
+    """Also write the transforms from the raw to the aligned images, one a view, as IMOD has them, and the angles (.tlt)
+    beside them."""
     bin: Annotated[int, arg(metavar="N")] = 1
     """Bin the images N × N first."""
     axis_deg: Annotated[float | None, arg(metavar="DEG", help_behavior_hint="(default: searched)")] = None
@@ -44,36 +49,52 @@ class Align:
 def run(settings: Align, console: Console) -> Outcome:
     source = required(settings.file, "FILE")
     out = Path(settings.out or f"{Path(source).stem or 'series'}_aligned.mrc")
-    refuse_taken([out, *([Path(settings.xf)] if settings.xf else [])], settings.overwrite)
+    beside = [Path(settings.xf), Path(settings.xf).with_suffix(".tlt")] if settings.xf else []
+    refuse_taken([out, *beside], settings.overwrite)
+    free = None if settings.joint is None else freedom(settings.joint)
+    if free is not None and (free.rotation_deg or free.second_tilt_deg or free.magnification):
+        raise InputError(
+            f"--joint {settings.joint}: images can be written shifted and turned together, not turned or magnified one "
+            "by one or tilted. Leave that out, or give it to jaxtomo reconstruct --refine-poses."
+        )
     device.start()
     from ..alignment import apply, coarse
     from ..io import write
     from ..prepare import read_binned, shifted
+    from .posing import jointly, straightened
 
     console.say(f"reading {source}")
     series = read_binned(source, settings.bin, **settings.reading.arguments())
     count, height, width = series.images.shape[-3:]
     console.say(f"aligning {count} images of {width} × {height} pixels")
     alignment = coarse(series, tilt_axis_deg=settings.axis_deg, background=settings.background)
+    learned: dict[str, Any] = {}
+    tilt_deg = series.tilt_deg
+    if free is not None:
+        refined, _ = jointly(*apply(series, alignment), free, 0, console)
+        alignment = straightened(series, alignment, refined) or alignment
+        tilt_deg, learned = tilt_deg + refined.change.get("tilt_deg", 0.0), refined.plain()
     transforms = None if settings.xf is None else _transforms(alignment, series, settings)
-    aligned = shifted(*apply(series, alignment))
+    aligned = shifted(*apply(series, alignment)).replace(tilt_deg=tilt_deg)
     if alignment.suspect.any():
         which = ",".join(map(str, np.flatnonzero(alignment.suspect)))
         console.warn(f"images that agree badly with their neighbours: {which}. Look at them, or leave out with --skip.")
     write(out, aligned)
     if transforms is not None and settings.xf:
+        from ..io.write import write_angles
         from ..io.xf import write_xf
 
         write_xf(settings.xf, transforms)
+        write_angles(beside[1], tilt_deg)
     shift = alignment.shift
     rows: list[tuple[str, Any]] = [
         ("shifts", f"{_span(shift[:, 0])} px across the axis, {_span(shift[:, 1])} px along it"),
         ("tilt axis", f"{alignment.axis_deg:.2f}° off y" + (", images turned" if alignment.turn else "")),
         ("background", f"{_span(alignment.background)} subtracted"),
         ("agreement", f"correlation with neighbours {np.median(alignment.confidence):.3f}"),
-        ("files", str(out) + (f", {settings.xf}" if settings.xf else "")),
+        ("files", ", ".join(map(str, [out, *beside]))),
     ]
-    document = {"aligned": str(out), "xf": settings.xf, "tilt_deg": series.tilt_deg, **alignment.plain()}
+    document = {"aligned": str(out), "xf": settings.xf, "tilt_deg": tilt_deg, **alignment.plain(), **learned}
     return Outcome(f"{source}\n{table(rows)}", document)
 
 

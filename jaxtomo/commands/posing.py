@@ -3,30 +3,38 @@ the images is meant."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..alignment import apply, coarse
+from ..alignment import Alignment, apply, coarse
+from ..callbacks import progress
 from ..console import Console
-from ..data import Pose
+from ..data import Pose, Problem
 from ..errors import InputError
+from ..freedom import Freedom, freedom
 from ..io import inspect
 from ..io.xf import read_xf, to_pose
+from ..likelihood import fitted_intensity, gaussian
 from ..prepare import as_it_is, rows_of
+from ..refinement import Refined, refine
 from ..series import TiltSeries
 from .options import rows_asked
 
 if TYPE_CHECKING:
     from .reconstruct import Reconstruct
 
+AXIS_MATTERS_PX = 0.2  # at the ends of the image: a refined axis that is off by less does not turn images
+
 
 def posed(series: TiltSeries, settings: Reconstruct, console: Console) -> tuple[TiltSeries, Pose, dict | None]:
     """The series without its background, the pose of each tilt, and what the alignment measured, if there was one."""
     preparing = settings.preparing
-    alignment = None
+    alignment, raw, found = None, series, None
     if preparing.xf:
         series, pose = by_transforms(series, settings)
     elif preparing.align:
@@ -38,6 +46,14 @@ def posed(series: TiltSeries, settings: Reconstruct, console: Console) -> tuple[
             console.warn(f"images that agree badly with their neighbours: {which}. Look at them, or --skip them.")
     else:
         series, pose = as_it_is(series, preparing.background)
+    if preparing.refine_poses:
+        refined, note = jointly(series, pose, freedom(preparing.refine_poses), settings.solving.seed, console)
+        pose, turned = refined.pose, None if found is None else straightened(series, found, refined)
+        if turned is not None:
+            series, straight = apply(raw, turned)
+            pose = pose.replace(shift=straight.shift, rotation=None)
+        series = series.replace(provenance={**series.provenance, "refinement": note})
+        alignment = (alignment or {}) | refined.plain()
     if preparing.channel is not None and series.images.ndim == 4:
         if not 0 <= preparing.channel < series.images.shape[0]:
             raise InputError(f"--channel {preparing.channel}: there are channels 0 to {series.images.shape[0] - 1}.")
@@ -46,6 +62,34 @@ def posed(series: TiltSeries, settings: Reconstruct, console: Console) -> tuple[
     if rows is not None:
         series, pose = rows_of(series, pose, rows)
     return series, pose, alignment
+
+
+def jointly(series: TiltSeries, pose: Pose, free: Freedom, seed: int, console: Console) -> tuple[Refined, str]:
+    """The poses refined together with a volume, and a sentence about it. Gains and offsets of the images are fitted."""
+    images = series.images if series.images.ndim == 3 else series.images.sum(0)
+    problem = Problem(series.replace(images=images), pose, fitted_intensity(gaussian()))
+    console.say("refining the poses together with a volume")
+    key = jax.random.key(seed)
+    refined = refine(problem, free, key=key, callbacks=lambda binning: [] if console.quiet else [progress()])
+    largest = {name: float(np.abs(change).max()) for name, change in refined.change.items()}
+    changed = ", ".join(f"{name.replace('_', ' ')} by up to {value:.3g}" for name, value in largest.items())
+    note = f"refined together with a volume: {changed}"
+    console.say(note)
+    return refined, note
+
+
+def straightened(series: TiltSeries, found: Alignment, refined: Refined) -> Alignment | None:
+    """`found` with a refined axis and shifts, for `apply` to turn the images, once; None where they are turned or
+    magnified one by one, which only a pose can say."""
+    pose = refined.pose
+    if pose.magnification is not None or "rotation_deg" in refined.change:
+        return None
+    turn, shift = 0.0 if pose.rotation is None else float(pose.rotation[0]), np.asarray(pose.shift, np.float64)
+    if not found.turn and abs(np.sin(turn)) * max(series.images.shape[-2:]) / 2 < AXIS_MATTERS_PX:
+        return replace(found, shift=shift)
+    c, s = np.cos(turn), np.sin(turn)
+    axis_deg = np.rad2deg(turn) + (found.axis_deg if found.turn else 0.0)
+    return replace(found, shift=shift @ np.array([[c, -s], [s, c]]), axis_deg=float(axis_deg), turn=True)
 
 
 def by_transforms(series: TiltSeries, settings: Reconstruct) -> tuple[TiltSeries, Pose]:

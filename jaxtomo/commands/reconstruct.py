@@ -13,6 +13,7 @@ from .. import hosts, methods, plan, run_folder
 from .. import settings as config
 from ..console import Console
 from ..errors import InputError
+from ..freedom import freedom
 from . import device
 from .options import (
     NONE,
@@ -42,6 +43,10 @@ class Preparing:
     """Take the images as aligned already, with the rotation axis in their middle."""
     xf: Annotated[str | None, arg(metavar="FILE.xf", help_behavior_hint=NONE)] = None
     """Use the alignment in an IMOD transform file (.xf), one line a view, instead of finding one."""
+    refine_poses: Annotated[str | None, arg(metavar="WHAT", help_behavior_hint=NONE)] = None
+    """Refine the alignment together with a volume before the reconstruction. WHAT are some of shift, axis, tilt,
+    centre, rotation, second-tilt, magnification, each with how far it is expected to be wrong if you know (pixels,
+    degrees): shift,axis is what every series can tell, shift,axis,tilt=0.3 for angles good to 0.3 degrees."""
     background: Annotated[float | None, arg(metavar="LEVEL", help_behavior_hint="(default: the vacuum's)")] = None
     """The intensity where there is no specimen, to be subtracted; 0 subtracts nothing."""
     channel: Annotated[int | None, arg(metavar="N", help_behavior_hint=NONE)] = None
@@ -213,6 +218,10 @@ def _check(settings: Reconstruct) -> None:
     if preparing.xf and not preparing.align:
         raise UsageError("--xf is an alignment, and --no-align asks for none. Give one of them.")
     rows_asked(preparing.slab)
+    if preparing.refine_poses is not None:
+        freedom(preparing.refine_poses)
+        if hosts.several():
+            raise InputError("--refine-poses: not on several hosts. Refine on one with jaxtomo align --joint.")
 
 
 def _earlier(folder: Path, settings: Reconstruct) -> dict[str, Any]:
@@ -301,7 +310,9 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
         devices=1 if (mesh := device.mesh(settings.running.devices)) is None else mesh.size,
         hosts=hosts.count(),
         members=solving.members,
-        streamed=len(facts["shape"]) == 3 and (not preparing.align or preparing.xf is not None),
+        streamed=len(facts["shape"]) == 3
+        and preparing.refine_poses is None
+        and (not preparing.align or preparing.xf is not None),
     )
 
 

@@ -24,6 +24,7 @@ from ..io.write import write_angles
 from ..io.write_mrc import complete_mrc
 from ..plan import Plan
 from ..prepare import on_disk, read_binned, read_to_disk
+from ..refinement import pose_table
 from ..reporting import report
 from ..series import TiltSeries
 from ..slabs import for_report
@@ -217,6 +218,8 @@ def _write(task: Task, result: Reconstruction) -> list[str]:
         write(stage / "reconstruction.h5", result)
         if task.settings.running.zarr:
             write(stage / run_folder.ZARR, result)
+        if task.settings.preparing.refine_poses:
+            (stage / run_folder.POSES).write_text(pose_table(result.pose, result.settings["alignment"]))
         report(stage / "report.html", result if stored is None else for_report(result, task.plan.reported))
         if stored is not None:
             stored.path.rename(volume)

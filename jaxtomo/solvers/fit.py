@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from ..freedom import Freedom
 from ..likelihood import gaussian
+from ..poses import independent_pixels, movable, moved, surprise
 from ..solve import Solver
 from ..stopping import Rule, relative_misfit, seen, start
 from .sirt import sirt
@@ -32,15 +34,18 @@ def rough(problem):
 
 
 @functools.cache
-def falling_adam(rate: float, steps: int) -> optax.GradientTransformation:
-    """Adam at `rate`, falling along a cosine to 2 % over `steps`; one object for the same two."""
-    return optax.adam(optax.cosine_decay_schedule(rate, steps, alpha=0.02))
+def falling_adam(rate: float, steps: int, waiting: int = 0) -> optax.GradientTransformation:
+    """Adam at `rate`, falling along a cosine to 2 % over `steps`, the first `waiting` of which it does nothing; one
+    object for the same three."""
+    falling = optax.cosine_decay_schedule(rate, max(1, steps - waiting), alpha=0.02)
+    return optax.adam(optax.join_schedules([optax.constant_schedule(0.0), falling], [waiting]) if waiting else falling)
 
 
 def fit(
     prior: Callable,
     optimizer: optax.GradientTransformation,
     pose_optimizer: optax.GradientTransformation | None = None,
+    freedom: Freedom | None = None,
     *,
     pixel_weights: Callable | None = None,
     stopping: Rule | None = None,
@@ -56,58 +61,73 @@ def fit(
             method `penalty(volume)`, if it has one, is added to the loss. A method `perturbed(key)`, if it has one,
             gives the volume that a step sees. `density` is that of the specimen, roughly.
         optimizer: of the prior's `nnx.Param`s. Solvers made with one optimizer object share their compiled step.
-        pose_optimizer: of the pose's parameters that are not None; None leaves the pose alone.
+        pose_optimizer: of the poses, in pixels by which they move what is at the rim of the field; None leaves them
+            alone. See `falling_adam` for one that waits until there is a volume to compare with.
+        freedom: what of the poses is learned, and how far they are expected to be wrong; by default shifts, of which
+            nothing is known. What an alignment leaves open is `jaxtomo.freedom.ALL`.
         pixel_weights: `(problem) -> weights` to use in place of the problem's own.
         stopping: keeps the best of the averaged volumes, and the reconstruction is that; None takes the last volume.
         settings: for the record.
         steps: how many are usually enough.
     """
 
+    learned = Freedom() if freedom is None else freedom
+
     def init(problem, key):
         module = prior(problem, rough(problem)[1], key)
         graph, parameters, rest = nnx.split(module, nnx.Param, ...)
-        state = {"graph": graph, "parameters": parameters, "rest": rest, "pose": problem.pose}
+        state = {"graph": graph, "parameters": parameters, "rest": rest}
         state["weights"] = problem.weights if pixel_weights is None else pixel_weights(problem)
         state["optimizer"] = optimizer.init(parameters)
         if pose_optimizer is not None:
-            state["pose_optimizer"] = pose_optimizer.init(problem.pose)
+            state["moves"] = movable(problem, learned)
+            state["pose_optimizer"] = pose_optimizer.init(state["moves"])
         if stopping is not None:
             state["watch"] = start(stopping, problem, jax.random.fold_in(key, 1))
             state["weights"] = state["weights"] * (1 - state["watch"].mask)
         return state
 
     settings = settings or {"method": "fit"}
-    return Solver(init, _stepper(optimizer, pose_optimizer, stopping), _read, settings, steps, channels=True)
+    step = _stepper(optimizer, pose_optimizer, learned if pose_optimizer is not None else None, stopping)
+    return Solver(init, step, _read, settings, steps, channels=True)
 
 
-def _loss(parameters, pose, graph, rest, weights, problem, key):
+def pose_of(problem, state):
+    """The pose as it is learned so far."""
+    return moved(problem, state["moves"]) if "moves" in state else problem.pose
+
+
+def _loss(parameters, moves, graph, rest, weights, problem, freedom, key):
     module = nnx.merge(graph, parameters, rest)
     volume = module.perturbed(key) if hasattr(module, "perturbed") else module()
+    pose = problem.pose if moves is None else moved(problem, moves)
     predicted = problem.replace(pose=pose).project(volume)
     relative = relative_misfit(problem, predicted, weights)
-    penalty = module.penalty(volume) if hasattr(module, "penalty") else 0.0
-    return relative + penalty, (problem.misfit(predicted)[0], relative, volume, predicted)
+    total = relative + (module.penalty(volume) if hasattr(module, "penalty") else 0.0)
+    if moves is not None:
+        # The noise that the prior is weighed against is what is not explained, over the pixels that are independent.
+        pixels = independent_pixels(problem.explained(predicted) - problem.images, weights)
+        total = total + jax.lax.stop_gradient(relative / pixels) * surprise(problem, freedom, moves)
+    return total, (problem.misfit(predicted)[0], relative, volume, pose, predicted)
 
 
 @functools.lru_cache(64)
-def _stepper(optimizer, pose_optimizer, stopping):
-    """The step: one function for the same three, so that it is compiled once."""
+def _stepper(optimizer, pose_optimizer, freedom, stopping):
+    """The step: one function for the same four, so that it is compiled once."""
 
     def step(problem, state, key):
-        wanted = (0, 1) if pose_optimizer is not None else 0
-        (total, seen_so), slopes = jax.value_and_grad(_loss, wanted, has_aux=True)(
-            state["parameters"], state["pose"], state["graph"], state["rest"], state["weights"], problem, key
+        moves = state.get("moves")
+        (total, seen_so), slopes = jax.value_and_grad(_loss, 0 if moves is None else (0, 1), has_aux=True)(
+            state["parameters"], moves, state["graph"], state["rest"], state["weights"], problem, freedom, key
         )
-        misfit, relative, volume, predicted = seen_so
+        misfit, relative, volume, pose, predicted = seen_so
         new, info = dict(state), {"misfit": misfit, "loss": total, "penalty": total - relative}
         if stopping is not None:
-            new["watch"], info[stopping.name] = seen(
-                stopping, problem, state["watch"], volume, state["pose"], predicted
-            )
-        if pose_optimizer is not None:
+            new["watch"], info[stopping.name] = seen(stopping, problem, state["watch"], volume, pose, predicted)
+        if moves is not None:
             slopes, pose_slopes = slopes
-            change, new["pose_optimizer"] = pose_optimizer.update(pose_slopes, state["pose_optimizer"], state["pose"])
-            new["pose"] = optax.apply_updates(state["pose"], change)
+            change, new["pose_optimizer"] = pose_optimizer.update(pose_slopes, state["pose_optimizer"], moves)
+            new["moves"] = optax.apply_updates(moves, change)
         change, new["optimizer"] = optimizer.update(slopes, state["optimizer"], state["parameters"])
         new["parameters"] = optax.apply_updates(state["parameters"], change)
         return new, info
@@ -117,7 +137,8 @@ def _stepper(optimizer, pose_optimizer, stopping):
 
 def _read(problem, state):
     """Under a rule the best average, or the average of now if it is too early to tell; otherwise the volume of now."""
+    pose = pose_of(problem, state)
     if "watch" not in state:
-        return nnx.merge(state["graph"], state["parameters"], state["rest"])(), state["pose"]
-    watch, now = state["watch"], (state["watch"].averages.volume, state["pose"])
+        return nnx.merge(state["graph"], state["parameters"], state["rest"])(), pose
+    watch, now = state["watch"], (state["watch"].averages.volume, pose)
     return jax.tree.map(lambda best, now: jnp.where(jnp.isfinite(watch.score), best, now), watch.best, now)

@@ -1,0 +1,195 @@
+"""Joint refinement of poses: volume and poses learned from one misaligned series, first on binned images, then finer.
+
+Its poses serve any method: `refine` comes after `align` and before `reconstruct`. The volume that it learns beside them
+is one of squared voxels with a total variation of the root, weaker than one would look at, so that the prior of the
+volume does not bend the poses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .curvature import uncertainty
+from .data import Pose, Problem
+from .errors import InputError
+from .freedom import ALL, Freedom
+from .poses import moved, movement, units
+from .priors.voxels import root_voxels
+from .solve import reconstruct
+from .solvers.fit import falling_adam, fit
+from .solvers.tvq import count_weights
+
+COARSEST, FINEST = 24, 128  # pixels: longest side of the images at the first and, at most, at the last level
+WEIGHT = 0.03  # of the penalty
+RATE, POSE_RATE = 0.1, 0.1  # of Adam: of the voxels, and of the poses in pixels
+WAITING = 30  # steps before the poses of the first level move
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What `refine` found.
+
+    Attributes:
+        pose: of every tilt.
+        error: the standard deviation of what was learned, by the names of `Freedom`'s parameters: `shift_px`
+            `[tilt, 2]`, `tilt_deg` `[tilt]`, …, `axis_deg` a number; see `curvature.uncertainty`.
+        change: by how much each of them was changed, likewise.
+        history: per step of the last level, `[step]` arrays by name.
+        message: why it ended.
+    """
+
+    pose: Pose
+    error: Mapping[str, np.ndarray]
+    change: Mapping[str, np.ndarray]
+    history: Mapping[str, np.ndarray]
+    message: str
+
+    def plain(self) -> dict[str, Any]:
+        """What was learned, a line of numbers each, for `Reconstruction.settings["alignment"]`."""
+        lines: dict[str, Any] = {}
+        for kind, values in (("refined", self.change), ("error", self.error)):
+            for name, value in values.items():
+                if np.ndim(value) == 2:
+                    lines |= {f"{kind}_shift_{axis}_px": value[:, i].tolist() for i, axis in enumerate("uv")}
+                else:
+                    lines[f"{kind}_{name}"] = np.asarray(value).tolist()
+        return lines
+
+
+def pose_table(pose: Pose, learned: Mapping[str, Any]) -> str:
+    """The pose of every tilt as comma-separated values with a heading, and what `learned`, of `Refined.plain`, says is
+    left open of it."""
+    tilt = np.asarray(pose.tilt)
+    columns = {"tilt_deg": np.rad2deg(tilt)}
+    if pose.shift is not None:
+        columns |= {f"shift_{axis}_px": np.asarray(pose.shift)[:, i] for i, axis in enumerate("uv")}
+    for name in ("rotation", "second_tilt"):
+        if getattr(pose, name) is not None:
+            columns[f"{name}_deg"] = np.rad2deg(getattr(pose, name))
+    if pose.magnification is not None:
+        columns["magnification"] = np.asarray(pose.magnification)
+    columns |= {name: np.broadcast_to(v, tilt.shape) for name, v in learned.items() if name.startswith("error_")}
+    rows = zip(*columns.values(), strict=True)
+    return "\n".join([",".join(columns), *(",".join(f"{value:.6g}" for value in row) for row in rows)]) + "\n"
+
+
+def refine(
+    problem: Problem,
+    freedom: Freedom = ALL,
+    *,
+    steps: int = 300,
+    key: jax.Array | None = None,
+    callbacks: Callable[[int], Sequence[Callable]] = lambda binning: (),
+) -> Refined:
+    """The poses of a series that is aligned coarsely, by gradient, together with its volume.
+
+    Args:
+        problem: the series with the pose to start from. Its likelihood decides what outliers and jumps of intensity
+            do: `fitted_intensity(robust())` is safest.
+        freedom: what of the poses may move, and how far they are expected to be wrong.
+        steps: of each level, of which there are as many as it takes to halve the image down to 24 pixels, from 128.
+        callbacks: from the binning of a level to what watches its run; see `jaxtomo.callbacks`.
+
+    Raises InputError for a single tilt, several channels, or a problem that is split over devices.
+    """
+    if problem.images.ndim == 4:
+        raise InputError("several channels: poses are refined with one. Choose one channel, or their sum.")
+    if problem.mesh is not None:
+        raise InputError("poses are refined on one device. Refine them first, then split the problem.")
+    if problem.images.shape[0] < 2:
+        raise InputError("one image: there is nothing to refine its pose by. Give at least two tilts.")
+    longest = max(problem.images.shape[1:])
+    factors = [-(-longest // FINEST)]
+    while longest // (2 * factors[0]) >= COARSEST:
+        factors.insert(0, 2 * factors[0])
+    moves: dict[str, jax.Array] = {}
+    root: Any = None
+    for level, factor in enumerate(factors):
+        coarse = coarser(problem, factor)
+        waiting = WAITING if level == 0 else 0
+        solver = fit(
+            root_voxels(WEIGHT),
+            falling_adam(RATE, steps),
+            falling_adam(POSE_RATE, steps, min(waiting, steps // 3)),
+            freedom,
+            pixel_weights=count_weights,
+            settings={"method": "refine", "binning": factor},
+            steps=steps,
+        )
+        state = solver.init(coarse, key if key is not None else jax.random.key(0))
+        if moves:
+            state["moves"] = {name: move * factors[level - 1] / factor for name, move in moves.items()}
+            state["parameters"]["root"][...] = _finer(root, coarse.shape)
+        found: dict[str, Any] = {}
+        keep = _keeper(found)
+        result = reconstruct(
+            coarse, solver, steps, key=key, callbacks=(*callbacks(factor), keep), resume=(0, state, {}), assess=False
+        )
+        moves, root = found["state"]["moves"], found["state"]["parameters"]["root"][...]
+    errors = uncertainty(coarse, freedom, jnp.asarray(result.volume.swapaxes(1, 2)), moves)
+    scaled = {name: factor * move for name, move in moves.items()}
+    error = {name: value * (factor if name.endswith("px") else 1) for name, value in errors.items()}
+    change = {
+        units(problem)[name][0]: np.asarray(move / units(problem)[name][1])
+        for name, move in movement(problem, scaled).items()
+    }
+    return Refined(moved(problem, scaled), error, change, result.history, result.message)
+
+
+def _keeper(found: dict[str, Any]) -> Callable:
+    def keep(now):
+        if now.message is not None:
+            found["state"] = now.state
+
+    return keep
+
+
+def _finer(volume, shape: tuple[int, int, int]):
+    """`volume` interpolated to twice as many voxels, cut to `shape`."""
+    return jax.image.resize(volume, [2 * n for n in volume.shape], "linear")[tuple(slice(0, n) for n in shape)]
+
+
+def coarser(problem: Problem, factor: int) -> Problem:
+    """The same problem on images binned `factor`-fold, padded behind by pixels without weight where they do not divide.
+
+    Intensities are per voxel length, and of these `factor` times fewer go into a ray sum.
+    """
+    if factor == 1:
+        return problem
+
+    def blocks(images):
+        padding = [(0, 0), *((0, -n % factor) for n in images.shape[1:])]
+        tilts, nx, ny = (padded := jnp.pad(images, padding)).shape
+        return padded.reshape(tilts, nx // factor, factor, ny // factor, factor).sum((2, 4))
+
+    weights = jnp.broadcast_to(problem.weights, problem.images.shape)
+    total = blocks(weights)
+    images = blocks(weights * problem.images) / jnp.maximum(total, 1e-12) / factor
+    # A block with a pixel that says nothing is not comparable with the sum over all of it.
+    whole = blocks(jnp.asarray(weights > 0, jnp.float32)) > factor**2 - 0.5
+    _, nx, ny = problem.images.shape
+    shape = [-(-n // factor) for n in problem.shape]
+    extra = jnp.array([-nx % factor, -ny % factor]) / 2  # how far padding has moved the centre, pixels
+    pose, tilts = problem.pose, problem.pose.tilt.shape[0]
+    shift = jnp.zeros((tilts, 2)) if pose.shift is None else pose.shift
+    along = jnp.zeros(tilts) + extra[1]
+    turned, grown = pose.rotation, 1.0 if pose.magnification is None else pose.magnification
+    if turned is None:
+        seen = jnp.stack([jnp.zeros(tilts), grown * along], 1)
+    else:
+        seen = jnp.stack([-grown * along * jnp.sin(turned), grown * along * jnp.cos(turned)], 1)
+    shift = (shift + seen - extra) / factor
+    return problem.replace(
+        images=images,
+        weights=total / factor**2 * whole,
+        pose=pose.replace(shift=shift),
+        shape=tuple(shape),
+        voxel_nm=None if problem.voxel_nm is None else factor * problem.voxel_nm,
+        series=None,
+    )
