@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .reporting import report
     from .series import TiltSeries
     from .solve import Solver, reconstruct
-    from .solvers import cgls, dip, dip_tv, fit, root_tv, sart, sirt, tv, tvq, wbp
+    from .solvers import cgls, dip, dip_tv, fit, inr, root_tv, sart, sirt, tv, tvq, wbp
 
 __version__ = "0.1.0"
 
@@ -56,6 +56,7 @@ __all__ = [
     "fit",
     "fitted_intensity",
     "gaussian",
+    "inr",
     "io",
     "metrics",
     "parallel",
@@ -103,6 +104,7 @@ _HOME = {
     "fit": "solvers",
     "fitted_intensity": "likelihood",
     "gaussian": "likelihood",
+    "inr": "solvers",
     "poisson": "likelihood",
     "project": "projector",
     "read": "io",

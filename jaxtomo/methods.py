@@ -8,17 +8,18 @@ from typing import Any
 from .errors import InputError
 from .plan import TRIED_BY
 
-WEIGHTED = ("tv", "tvq", "root-tv", "dip-tv", "gaussian")
+WEIGHTED = ("tv", "tvq", "root-tv", "dip-tv", "inr", "gaussian")
 """Methods with a prior, whose strength `weight` sets."""
-ANY_LIKELIHOOD = ("sirt", "sart", "tvq", "root-tv", "dip", "dip-tv")
+ANY_LIKELIHOOD = ("sirt", "sart", "tvq", "root-tv", "dip", "dip-tv", "inr")
 """Methods that take another noise model than the Gaussian."""
-PLANNED = ("tvq", "root-tv", "dip", "dip-tv")
+PLANNED = ("tvq", "root-tv", "dip", "dip-tv", "inr")
 """Methods whose step length follows a plan for a number of steps, which more steps cannot go on with."""
 WEIGHTS = {
     "tv": (0.01, 0.03, 0.1, 0.3, 1.0),
     "tvq": (0.1, 0.3, 0.7, 2.0),
     "root-tv": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
     "dip-tv": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+    "inr": (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
     "gaussian": (0.1, 0.3, 1.0, 3.0, 10.0),
 }
 """What `--weight auto` tries."""
@@ -49,6 +50,8 @@ def maker(method: str, steps: int | None, spectrum: str) -> Callable[[float | No
                 return solvers.dip(**planned)
             case "dip-tv":
                 return solvers.dip_tv(**given, **planned)
+            case "inr":
+                return solvers.inr(**given, **planned)
             case "gaussian":
                 return solvers.gaussian(spectrum, **given)
             case _:
@@ -68,7 +71,7 @@ def trial_steps(method: str, steps: int | None, spectrum: str) -> int:
     return min(usual, 80) if method == "tv" else usual
 
 
-NAMES = ("wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "gaussian")
+NAMES = ("wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian")
 
 
 def noise_model(likelihood: str, fit_intensity: bool):

@@ -56,10 +56,15 @@ def total_variation(volume, power: float = 1.0, smoothing: float = 0.0):
     return jnp.mean((square + smoothing**2) ** (power / 2))
 
 
-def root_variation(volume, smoothing: float = 3e-3):
-    """mean √(|∇√v|² + ε²) of a volume that is nowhere negative: total variation of its root.
+def power_variation(volume, power: float = 0.5, smoothing: float = 3e-3):
+    """mean √(|∇v^q|² + ε²) of a volume that is nowhere negative: total variation of a power of it.
 
-    An edge of density d counts √d: against bright particles a faint support weighs more than in `total_variation`,
-    and haze in empty space, where the root is steep, most. `smoothing` is ε.
+    With q = ½ an edge of density d counts √d: against bright particles a faint support weighs more than in
+    `total_variation`, and haze in empty space, where the root is steep, most. `smoothing` is ε.
     """
-    return total_variation(jnp.sqrt(jnp.maximum(volume, 0) + 1e-8), 1.0, smoothing)
+    return total_variation((jnp.maximum(volume, 0) + 1e-8) ** power, 1.0, smoothing)
+
+
+def root_variation(volume, smoothing: float = 3e-3):
+    """`power_variation` of the root."""
+    return power_variation(volume, 0.5, smoothing)

@@ -94,6 +94,18 @@ def displaced(problem: Problem, moves: dict[str, jax.Array]) -> Pose:
     return pose.replace(**changes)
 
 
+def carried(pose: Pose, by) -> Pose:
+    """The pose of a specimen that was moved by (z, x, y) voxels: its images are where those of the first were."""
+    z, x, y = by
+    across, along = x * jnp.cos(pose.tilt) + z * jnp.sin(pose.tilt), y + jnp.zeros_like(pose.tilt)
+    if pose.rotation is not None:
+        c, s = jnp.cos(pose.rotation), jnp.sin(pose.rotation)
+        across, along = across * c - along * s, across * s + along * c
+    seen = jnp.stack([across, along], 1)
+    seen = seen if pose.magnification is None else pose.magnification[:, None] * seen
+    return pose.replace(shift=seen if pose.shift is None else pose.shift + seen)
+
+
 def moved(problem: Problem, moves: dict[str, jax.Array]) -> Pose:
     """The problem's pose with `moves` made, but for what they have of the specimen's own movements."""
     return displaced(problem, movement(problem, moves))

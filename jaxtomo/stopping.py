@@ -65,14 +65,21 @@ class Rule(NamedTuple):
     name: str
 
 
-def relative_misfit(problem, predicted, weights):
-    """(L(p) - L(y)) / (L(0) - L(y)): of any likelihood 0 for a perfect prediction and 1 for none. Of several channels
-    the mean."""
+def signal(problem, weights):
+    """L(0) - L(y), of each channel: what there is to explain."""
     likelihood = each_channel(problem.likelihood)
-    nothing, perfect, here = (
-        likelihood(p, problem.images, weights) for p in (jnp.zeros_like(predicted), problem.images, predicted)
+    nothing, perfect = (
+        likelihood(p, problem.images, weights) for p in (jnp.zeros_like(problem.images), problem.images)
     )
-    return jnp.mean((here - perfect) / jnp.where(nothing > perfect, nothing - perfect, 1))
+    return jnp.where(nothing > perfect, nothing - perfect, 1)
+
+
+def relative_misfit(problem, predicted, weights, whole=None):
+    """(L(p) - L(y)) / (L(0) - L(y)): of any likelihood 0 for a perfect prediction and 1 for none. Of several channels
+    the mean. `whole`, the denominator, is by default the problem's own `signal`."""
+    likelihood = each_channel(problem.likelihood)
+    here, perfect = (likelihood(p, problem.images, weights) for p in (predicted, problem.images))
+    return jnp.mean((here - perfect) / (signal(problem, weights) if whole is None else whole))
 
 
 def _prediction(problem, mask, averages):

@@ -20,6 +20,7 @@ SOLVERS = {
     "fit": jt.fit(jt.voxels(), optax.adam(0.05)),
     "fit with poses": jt.fit(jt.voxels(), optax.adam(0.05), optax.adam(1e-3)),
     "dip-tv": solvers.dip_tv(steps=40, channels=(4, 8), skips=(4,)),
+    "inr": jt.inr(steps=40),
 }
 ITERATIVE = [name for name in SOLVERS if name != "wbp"]
 STEPS = 12

@@ -60,22 +60,23 @@ class Solving:
     """How the volume is computed."""
 
     method: Annotated[
-        Literal["wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "gaussian"],
+        Literal["wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian"],
         arg(metavar="NAME"),
     ] = "tv"
     """tv: total variation, a good start for most specimens. tvq: sparse gradients, for particles with sharp edges.
-    root-tv: few tilts or a wide missing wedge. dip-tv: the same with an untrained network, slower; dip: only that.
+    root-tv: few tilts or a wide missing wedge. inr: a network of coordinates, ahead of tv in many cases and slower.
+    dip-tv: an untrained network beside voxels, for texture, slower still; dip: only that.
     gaussian: textured volumes such as tissue. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
     weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=NONE)] = None
-    """How strongly tv, tvq, root-tv, dip-tv and gaussian prefer a smooth volume: larger is smoother. auto, the default
-    from six tilts, tries some, and takes the one that predicts left-out tilts best."""
+    """How strongly the methods with a prior (all but wbp, sirt, sart, cgls and dip) prefer a smooth volume: larger is
+    smoother. auto, the default from six tilts, tries some, and takes the one that predicts left-out tilts best."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint=BY_METHOD)] = None
     """How many steps at most."""
     thickness: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the images' width)")] = None
     """Voxels along the beam."""
     likelihood: Annotated[Literal["gaussian", "poisson", "robust"], arg(metavar="gaussian|poisson|robust")] = "gaussian"
-    """How images are noisy: poisson for low counts, robust for outliers (both with sirt, sart, tvq, root-tv, dip and
-    dip-tv)."""
+    """How images are noisy: poisson for low counts, robust for outliers (both with sirt, sart, tvq, root-tv, dip,
+    dip-tv and inr)."""
     fit_intensity: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Fit a gain and an offset for each tilt, for images scaled one by one (with the same methods)."""
     members: Annotated[int, arg(metavar="N", help_behavior_hint="(default: 1)")] = 1

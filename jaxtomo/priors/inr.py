@@ -7,7 +7,7 @@ each axis, N instead of N³ times.
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..grid import Grid
-from ..penalty import root_variation
+from ..penalty import power_variation
 from .voxels import per_channel
 
 Axes = tuple[jax.Array, jax.Array, jax.Array]
@@ -24,7 +24,7 @@ POINTS = 1 << 19  # that are evaluated at once; more are taken one block of plan
 
 
 class INR(nnx.Module):
-    """volume = density · softplus(10 network(z, x, y) - 3), of any `Grid`. Its penalty is λ mean √(|∇√v|² + ε²).
+    """volume = density · softplus(10 network(z, x, y) - 3), of any `Grid`. Its penalty is λ mean √(|∇v^q|² + ε²).
 
     The parts, each a maker `(…, rngs) -> module`: an `encoding`, from the axes of a grid in units of half its longest
     side to features `[z, x, y, feature]`, and a `body`, from those to as many outputs as there are channels.
@@ -36,6 +36,7 @@ class INR(nnx.Module):
         density=1.0,
         weight=0.0,
         *,
+        power: float = 1.0,
         encoding: Callable[..., nnx.Module] | None = None,
         body: Callable[..., nnx.Module] | None = None,
         rngs: nnx.Rngs,
@@ -44,6 +45,7 @@ class INR(nnx.Module):
         shape: (z, x, y) of the volume, or (channel, z, x, y) of several that come out of one network.
         density: of the specimen, roughly.
         weight: λ of the penalty.
+        power: q of the penalty: 1 for total variation, 0.5 for that of the root, see `penalty.root_variation`.
         encoding: `(shape, rngs) -> module` with `features`, their number; by default `tables()`.
         body: `(inputs, outputs, rngs) -> module`; by default `perceptron()`.
         rngs: a stream for the parameters.
@@ -53,7 +55,7 @@ class INR(nnx.Module):
         self.encoding = (encoding or tables())((nz, nx, ny), rngs)
         self.body = (body or perceptron())(self.encoding.features, math.prod(maps), rngs)
         self.density = nnx.Variable(jnp.asarray(density, jnp.float32))
-        self.weight = nnx.Variable(jnp.asarray(weight, jnp.float32))
+        self.weight, self.power = nnx.Variable(jnp.asarray(weight, jnp.float32)), power
 
     def __call__(self, grid: Grid | None = None):
         """The density at the points of `grid`, by default the voxels of the reconstruction."""
@@ -78,7 +80,7 @@ class INR(nnx.Module):
         return nnx.softplus(10 * jnp.moveaxis(self.body(self.encoding((z, x, y))), -1, 0) - 3)
 
     def penalty(self, volume):
-        return self.weight[...] * root_variation(volume / per_channel(self.density[...]))
+        return self.weight[...] * power_variation(volume / per_channel(self.density[...]), self.power)
 
 
 def network(weight: float = 0.0, **options):
@@ -135,10 +137,14 @@ class Tables(nnx.Module):
     def __init__(self, sizes: Sequence[int], channels: int, rows: int, rngs: nnx.Rngs):
         self.sizes, self.features = tuple(sizes), channels * len(sizes)
         shapes = [(min(rows, size**3), channels) for size in sizes]
-        self.tables = nnx.List([nnx.Param(jax.random.uniform(rngs.params(), s, minval=-0.1, maxval=0.1)) for s in shapes])
+        self.tables = nnx.List(
+            [nnx.Param(jax.random.uniform(rngs.params(), s, minval=-0.1, maxval=0.1)) for s in shapes]
+        )
 
     def __call__(self, axes: Axes):
-        return jnp.concatenate([self._level(table, size, axes) for table, size in zip(self.tables, self.sizes, strict=True)], -1)
+        return jnp.concatenate(
+            [self._level(table, size, axes) for table, size in zip(self.tables, self.sizes, strict=True)], -1
+        )
 
     def _level(self, table, size, axes):
         nodes = table[...]
@@ -176,10 +182,14 @@ class Planes(nnx.Module):
     def __init__(self, sizes: Sequence[int], channels: int, rngs: nnx.Rngs):
         self.sizes, self.features = tuple(sizes), channels * len(sizes)
         shapes = [(3, size, size, channels) for size in sizes]
-        self.planes = nnx.List([nnx.Param(jax.random.uniform(rngs.params(), s, minval=0.1, maxval=0.5)) for s in shapes])
+        self.planes = nnx.List(
+            [nnx.Param(jax.random.uniform(rngs.params(), s, minval=0.1, maxval=0.5)) for s in shapes]
+        )
 
     def __call__(self, axes: Axes):
-        return jnp.concatenate([self._level(p[...], size, axes) for p, size in zip(self.planes, self.sizes, strict=True)], -1)
+        return jnp.concatenate(
+            [self._level(p[...], size, axes) for p, size in zip(self.planes, self.sizes, strict=True)], -1
+        )
 
     def _level(self, planes, size, axes):
         z, x, y = (hats(axis, size) for axis in axes)
@@ -199,7 +209,9 @@ def sine(x):
     turns = jnp.round(x / jnp.pi)
     r = x - turns * 3.140625 - turns * 9.67653589793e-4
     square = r * r
-    odd = r * (1 + square * (-1 / 6 + square * (1 / 120 + square * (-1 / 5040 + square * (1 / 362880 - square / 39916800)))))
+    odd = r * (
+        1 + square * (-1 / 6 + square * (1 / 120 + square * (-1 / 5040 + square * (1 / 362880 - square / 39916800))))
+    )
     return odd * (1 - 2 * jnp.abs(jnp.mod(turns, 2)))
 
 
@@ -252,7 +264,9 @@ class Perceptron(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, width: int, depth: int, rngs: nnx.Rngs):
         ends = [inputs, *[width] * depth]
-        hidden = [nnx.Linear(a, b, kernel_init=nnx.initializers.he_normal(), rngs=rngs) for a, b in zip(ends, ends[1:])]
+        hidden = [
+            nnx.Linear(a, b, kernel_init=nnx.initializers.he_normal(), rngs=rngs) for a, b in itertools.pairwise(ends)
+        ]
         self.layers = nnx.List([*hidden, nnx.Linear(ends[-1], outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)])
 
     def __call__(self, features):

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from ..errors import InputError
 from ..freedom import Freedom
+from ..grid import Grid
 from ..likelihood import gaussian
-from ..poses import independent_pixels, movable, moved, surprise
+from ..poses import carried, independent_pixels, movable, moved, surprise
 from ..solve import Solver
-from ..stopping import Rule, relative_misfit, seen, start
+from ..stopping import Rule, relative_misfit, seen, signal, start
 from .sirt import sirt
 
 
@@ -49,6 +51,8 @@ def fit(
     *,
     pixel_weights: Callable | None = None,
     stopping: Rule | None = None,
+    rows: int | None = None,
+    jitter: float = 0.0,
     settings: dict | None = None,
     steps: int = 500,
 ) -> Solver:
@@ -66,12 +70,19 @@ def fit(
         freedom: what of the poses is learned, and how far they are expected to be wrong; by default shifts, of which
             nothing is known. What an alignment leaves open is `jaxtomo.freedom.ALL`.
         pixel_weights: `(problem) -> weights` to use in place of the problem's own.
+        rows: every step asks the prior for a slab of so many rows only, at random, and compares them in all tilts; for
+            volumes whose model does not fit into memory. None asks for the whole. Not with rules, nor with poses that
+            mix rows.
+        jitter: how far, in voxels, every step moves the points at which it asks the prior, against aliasing. For this
+            and for `rows` the prior is called with a `Grid`.
         stopping: keeps the best of the averaged volumes, and the reconstruction is that; None takes the last volume.
         settings: for the record.
         steps: how many are usually enough.
     """
 
     learned = Freedom() if freedom is None else freedom
+    if rows is not None and (rows < 1 or stopping is not None):
+        raise InputError(f"rows={rows}: give 1 or more, and no stopping rule, which looks at the whole volume.")
 
     def init(problem, key):
         module = prior(problem, rough(problem)[1], key)
@@ -88,7 +99,8 @@ def fit(
         return state
 
     settings = settings or {"method": "fit"}
-    step = _stepper(optimizer, pose_optimizer, learned if pose_optimizer is not None else None, stopping)
+    free = learned if pose_optimizer is not None else None
+    step = _stepper(optimizer, pose_optimizer, free, stopping, rows, jitter)
     return Solver(init, step, _read, settings, steps, channels=True)
 
 
@@ -97,28 +109,66 @@ def pose_of(problem, state):
     return moved(problem, state["moves"]) if "moves" in state else problem.pose
 
 
-def _loss(parameters, moves, graph, rest, weights, problem, freedom, key):
+def _part(problem, weights, key, rows, jitter):
+    """What a step looks at: the points it asks for, the problem of these, weights, and how much of all it is.
+
+    The specimen is not moved by jitter; the poses are carried along instead."""
+    grid, share = Grid.of(problem.shape), 1.0
+    if jitter:
+        by = jitter * (jax.random.uniform(jax.random.fold_in(key, 1), (3,)) - 0.5)
+        grid, problem = grid.moved(by), problem.replace(pose=carried(problem.pose, by))
+    if rows is not None:
+        height = problem.shape[2]
+        count = min(rows, height)
+        start = jax.random.randint(jax.random.fold_in(key, 2), (), 0, height - count + 1)
+
+        def cut(array):
+            return array if array.shape[-1] == 1 else jax.lax.dynamic_slice_in_dim(array, start, count, -1)
+
+        weights = cut(weights)
+        if problem.pose.shift is not None:  # pixels whose rows are not in the slab say nothing here
+            row = jnp.arange(count) - problem.pose.shift[:, 1, None]
+            weights = weights * ((row >= 0) & (row <= count - 1))[:, None, :]
+        shape = (*problem.shape[:2], count)
+        problem = problem.replace(images=cut(problem.images), weights=cut(problem.weights), shape=shape)
+        grid, share = grid.rows(start, count), count / height
+    return grid, problem, weights, share
+
+
+def _loss(parameters, moves, graph, rest, weights, problem, freedom, key, rows, jitter):
     module = nnx.merge(graph, parameters, rest)
-    volume = module.perturbed(key) if hasattr(module, "perturbed") else module()
-    pose = problem.pose if moves is None else moved(problem, moves)
-    predicted = problem.replace(pose=pose).project(volume)
-    relative = relative_misfit(problem, predicted, weights)
+    posed = problem if moves is None else problem.replace(pose=moved(problem, moves))
+    if rows is None and not jitter:
+        here, share = posed, 1.0
+        volume = module.perturbed(key) if hasattr(module, "perturbed") else module()
+        predicted = posed.project(volume)
+        relative = relative_misfit(posed, predicted, weights)
+    else:
+        whole = signal(problem, weights)
+        grid, here, weights, share = _part(posed, weights, key, rows, jitter)
+        volume = module(grid)
+        predicted = here.project(volume)
+        relative = relative_misfit(here, predicted, weights, share * whole)
     total = relative + (module.penalty(volume) if hasattr(module, "penalty") else 0.0)
     if moves is not None:
         # The noise that the prior is weighed against is what is not explained, over the pixels that are independent.
-        pixels = independent_pixels(problem.explained(predicted) - problem.images, weights)
+        pixels = independent_pixels(here.explained(predicted) - here.images, weights) / share
         total = total + jax.lax.stop_gradient(relative / pixels) * surprise(problem, freedom, moves)
-    return total, (problem.misfit(predicted)[0], relative, volume, pose, predicted)
+    return total, (here.misfit(predicted)[0], relative, volume, posed.pose, predicted)
 
 
 @functools.lru_cache(64)
-def _stepper(optimizer, pose_optimizer, freedom, stopping):
-    """The step: one function for the same four, so that it is compiled once."""
+def _stepper(optimizer, pose_optimizer, freedom, stopping, rows, jitter):
+    """The step: one function for the same six, so that it is compiled once."""
 
     def step(problem, state, key):
-        moves = state.get("moves")
+        moves, mixed = state.get("moves"), (problem.pose.rotation, problem.pose.magnification, problem.pose.second_tilt)
+        turning = {"rotation", "axis", "magnification", "second_tilt"} & (moves or {}).keys()
+        if rows is not None and (turning or any(value is not None for value in mixed)):
+            raise InputError("rows: a rotation, a magnification or a second tilt mixes rows. Leave rows out.")
         (total, seen_so), slopes = jax.value_and_grad(_loss, 0 if moves is None else (0, 1), has_aux=True)(
-            state["parameters"], moves, state["graph"], state["rest"], state["weights"], problem, freedom, key
+            *(state["parameters"], moves, state["graph"], state["rest"], state["weights"]),
+            *(problem, freedom, key, rows, jitter),
         )
         misfit, relative, volume, pose, predicted = seen_so
         new, info = dict(state), {"misfit": misfit, "loss": total, "penalty": total - relative}
