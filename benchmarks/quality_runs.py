@@ -23,7 +23,7 @@ CLASSES = {
     "graded": ("graded_needle", "atoms"),
     "textured": ("tissue", "flyem"),
 }
-SCHEMES = {"±60/2°": (60, 2), "±60/10°": (60, 10), "±60/20°": (60, 20), "±30/2°": (30, 2), "±30/10°": (30, 10)}
+SCHEMES = ("±60/2°", "±60/10°", "±60/20°", "±30/2°", "±30/10°")
 WEIGHTED = {"tv": jt.tv, "tvq": jt.tvq, "root-tv": jt.root_tv}
 DEFAULT = {name: make().settings["weight"] for name, make in WEIGHTED.items()}
 SCANNED = {
@@ -187,9 +187,14 @@ def tissue_of_a_fly(side: int, seed: int) -> np.ndarray:
     return (cut / np.percentile(cut, 99.5) * inside[:, None, :]).astype(np.float32)
 
 
+def angles(scheme: str) -> np.ndarray:
+    """Degrees of a scheme such as ±60/2°."""
+    most, step = (float(number) for number in scheme.strip("±°").split("/"))
+    return np.arange(-most, most + 1e-6, step)
+
+
 @functools.lru_cache(1)
 def posed(case: Case, size: int) -> Posed:
-    most, step = SCHEMES[case.scheme]
     fine = _rendered(case.phantom, size, case.seed)
-    series, truth, pose = simulate(fine, np.arange(-most, most + 1, step), Microscope(dose=case.dose), case.seed)
+    series, truth, pose = simulate(fine, angles(case.scheme), Microscope(dose=case.dose), case.seed)
     return Posed(jt.Problem(series, pose), truth)

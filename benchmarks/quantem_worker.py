@@ -19,7 +19,6 @@ import time
 from importlib.metadata import version
 
 import numpy as np
-import quantem.tomography.tomography  # noqa: F401  # First: its modules import one another in a circle.
 import torch
 from quantem.core.ml.inr import HSiren
 from quantem.core.ml.optimizer_mixin import OptimizerParams
@@ -77,8 +76,9 @@ def build(stack: torch.Tensor, angles: torch.Tensor, args: argparse.Namespace, s
     # Not learning a pose is said twice, here and by no optimizer for it, which spares the gradient as well.
     dataset = TomographyINRDataset.from_data(stack, angles, learn_shift=args.poses, learn_tilt_axis=args.poses)
     network = HSiren(hidden_features=args.width, hidden_layers=args.layers, alpha=1, winner_initialization=72)
-    model = ObjectINR.from_model(network, shape=(side,) * 3, device="cpu", rng=seed)
-    work = Tomography.from_models(dataset, model, device="cpu", rng=seed, verbose=False)
+    with contextlib.redirect_stdout(None):
+        model = ObjectINR.from_model(network, shape=(side,) * 3, device="cpu", rng=seed)
+        work = Tomography.from_models(dataset, model, device="cpu", rng=seed, verbose=False)
     # With T > N tilts quantEM's own loader runs past the stack: it counts T max(T, N)^2 pixels.
     work.dataloader, work.sampler, work.val_dataloader, work.val_sampler = (
         Batches(dataset, args.batch),
@@ -130,7 +130,9 @@ def learn(stack: torch.Tensor, angles: torch.Tensor, args: argparse.Namespace, t
         optimizers, calls = None, calls + 1
         per_batch = (spent() - before) / batches.count
         done = spent() > budget - per_batch
-        if calls == 3 and not density(work, scale).any():  # Clamped to zero everywhere, it has no gradient left.
+        if (
+            calls in (3, 10, 30) and not density(work, scale).any()
+        ):  # Clamped to zero everywhere, it has no gradient left.
             restarts += 1
             work, batches = build(stack, angles, args, args.seed + 1000 * restarts)
             optimizers, calls = fresh, 0
@@ -164,7 +166,7 @@ def learn(stack: torch.Tensor, angles: torch.Tensor, args: argparse.Namespace, t
 
 def sirt(stack: torch.Tensor, angles: torch.Tensor, args: argparse.Namespace, truth: np.ndarray) -> tuple[dict, dict]:
     """quantEM's own SIRT; it turns about N // 2, so images of even size go in half a pixel over and come back."""
-    side, quantile = stack.shape[1], float(torch.quantile(stack, 0.95))
+    side = stack.shape[1]
     over = side // 2 - (side - 1) / 2
     start, aside = time.perf_counter(), 0.0
     moved = torch.from_numpy(spline_shift(stack.numpy(), (0, over, 0), order=3, mode="nearest"))
@@ -206,7 +208,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--batch", type=int, default=512, help="rays")
+    parser.add_argument("--batch", type=int, default=128, help="rays; fewer cost no more per ray and learn faster")
     parser.add_argument("--poses", action="store_true", help="learn shifts and the tilt axis as well")
     parser.add_argument("--pose-rate", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)

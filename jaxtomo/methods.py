@@ -62,6 +62,10 @@ def maker(method: str, steps: int | None, spectrum: str) -> Callable[[float | No
 
 def trial(method: str, steps: int | None, spectrum: str) -> Callable[[float | None], Any]:
     """A function from a weight to the Solver that tries it."""
+    if method == "inr":
+        from . import solvers
+
+        return lambda weight: solvers.root_tv(**({} if weight is None else {"weight": weight}), steps=500, power=0.75)
     return maker(TRIED_BY[method], None, spectrum) if method in TRIED_BY else maker(method, steps, spectrum)
 
 

@@ -63,8 +63,3 @@ def power_variation(volume, power: float = 0.5, smoothing: float = 3e-3):
     `total_variation`, and haze in empty space, where the root is steep, most. `smoothing` is ε.
     """
     return total_variation((jnp.maximum(volume, 0) + 1e-8) ** power, 1.0, smoothing)
-
-
-def root_variation(volume, smoothing: float = 3e-3):
-    """`power_variation` of the root."""
-    return power_variation(volume, 0.5, smoothing)

@@ -46,7 +46,7 @@ NEEDS = {
     "inr": Need(100, 4, 2, 400, code=150_000_000),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
-TRIED_BY = {"dip-tv": "root-tv"}
+TRIED_BY = {"dip-tv": "root-tv", "inr": "root-tv"}
 """Methods whose weight is tried by another one: by the voxels alone, whose penalty it is, in a tenth of the time."""
 MEMBER = Need(7, 3, 0, 0)  # of every further member of an ensemble: its state
 TABLE = 800  # bytes of the projector's weights for each tilt and pixel across the axis; counts in thin slabs

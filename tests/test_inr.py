@@ -1,7 +1,5 @@
 """Coordinate networks: every encoding with every body, on any grid; laws of grids, encodings and stochastic steps."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,16 +29,16 @@ SHAPE = (9, 10, 7)
 
 
 def made(encoding="tables", body="perceptron", shape=SHAPE, seed=0, **options):
-    module = inr.INR(
-        shape, 2.0, 0.1, encoding=ENCODINGS[encoding], body=BODIES[body], rngs=nnx.Rngs(seed), **options
-    )
+    module = inr.INR(shape, 2.0, 0.1, encoding=ENCODINGS[encoding], body=BODIES[body], rngs=nnx.Rngs(seed), **options)
     # The last layer starts at zero; these laws are about what a trained network does.
     last = module.body.layers[-1]
     last.kernel[...] = 0.3 * jax.random.normal(jax.random.key(seed), last.kernel.shape)
     return module
 
 
-@pytest.mark.parametrize(("encoding", "body"), itertools.product(ENCODINGS, BODIES))
+@pytest.mark.parametrize(
+    ("encoding", "body"), [*((name, "perceptron") for name in ENCODINGS), *(("coordinates", name) for name in BODIES)]
+)
 def test_any_part_of_a_grid_is_that_part_of_the_whole(encoding, body):
     module = made(encoding, body)
     whole, grid = module(), Grid.of(SHAPE)
@@ -120,8 +118,8 @@ def relative_error(result, volume):
 def test_stochastic_steps_find_the_same_volume(block, options):
     series, volume = block
     problem = jt.Problem(series, jt.Pose.nominal(series.tilt_deg).replace(shift=jnp.zeros((15, 2))))
-    result = jt.reconstruct(problem, jt.inr(0.05, steps=200, **options), callbacks=(), assess=False)
-    assert relative_error(result, volume) < 0.2
+    result = jt.reconstruct(problem, jt.inr(0.05, steps=400, **options), callbacks=(), assess=False)
+    assert relative_error(result, volume) < (0.3 if options else 0.12)
 
 
 def test_a_slab_of_all_rows_is_the_whole(block):
@@ -158,11 +156,11 @@ def test_every_initialisation_trains(block, body):
     series, _ = block
     problem = jt.Problem(series)
     encoding = "tables" if body == "perceptron" else "coordinates"
-    rate = 0.03 if body == "perceptron" else 3e-3
+    rate = 0.03 if body == "perceptron" else 0.01
+    solver = jt.inr(0.05, steps=100, rate=rate, encoding=ENCODINGS[encoding], body=BODIES[body])
     for seed in range(10):
-        solver = jt.inr(0.05, steps=30, rate=rate, encoding=ENCODINGS[encoding], body=BODIES[body])
-        result = jt.reconstruct(problem, solver, 30, key=jax.random.key(seed), callbacks=(), assess=False)
-        assert result.history["misfit"][-1] < 0.5, seed
+        result = jt.reconstruct(problem, solver, key=jax.random.key(seed), callbacks=(), assess=False)
+        assert result.history["misfit"][-1] < 0.6, seed
 
 
 def test_learns_poses_with_the_network(block):

@@ -45,7 +45,7 @@ class INR(nnx.Module):
         shape: (z, x, y) of the volume, or (channel, z, x, y) of several that come out of one network.
         density: of the specimen, roughly.
         weight: λ of the penalty.
-        power: q of the penalty: 1 for total variation, 0.5 for that of the root, see `penalty.root_variation`.
+        power: q of the penalty: 1 for total variation, 0.5 for that of the root, see `penalty.power_variation`.
         encoding: `(shape, rngs) -> module` with `features`, their number; by default `tables()`.
         body: `(inputs, outputs, rngs) -> module`; by default `perceptron()`.
         rngs: a stream for the parameters.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 
-from ..penalty import root_variation, total_variation
+from ..penalty import power_variation, total_variation
 
 
 def per_channel(density):
@@ -39,12 +39,13 @@ def voxels(weight: float = 0.0, power: float = 1.0, smoothing: float = 3e-3):
 
 
 class RootVoxels(Voxels):
-    """The same with the penalty λ mean √(|∇√v|² + ε²), v in units of `density`; see `penalty.root_variation`."""
+    """The same with the penalty λ mean √(|∇v^q|² + ε²), v in units of `density`; see `penalty.power_variation`."""
 
     def penalty(self, volume):
-        return self.weight[...] * root_variation(volume / per_channel(self.density[...]), self.smoothing)
+        relative = volume / per_channel(self.density[...])
+        return self.weight[...] * power_variation(relative, self.power, self.smoothing)
 
 
-def root_voxels(weight: float = 0.0, smoothing: float = 3e-3):
+def root_voxels(weight: float = 0.0, power: float = 0.5, smoothing: float = 3e-3):
     """A maker of `RootVoxels` for `fit`: `(problem, density, key) -> module`."""
-    return lambda problem, density, key: RootVoxels(problem.volume_shape, density, weight, smoothing=smoothing)
+    return lambda problem, density, key: RootVoxels(problem.volume_shape, density, weight, power, smoothing)

@@ -10,7 +10,7 @@ from .tvq import count_weights
 
 def inr(
     weight: float = 0.4,
-    power: float = 1.0,
+    power: float = 0.75,
     steps: int = 300,
     rate: float = 0.03,
     rows: int | None = None,
