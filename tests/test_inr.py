@@ -62,13 +62,13 @@ def test_axes_of_grids():
 
 
 def test_tables_interpolate_and_share_rows():
-    plain = inr.Tables([5], 3, 1 << 20, nnx.Rngs(0))
+    plain = inr.Tables((9, 9, 9), [5], 3, 1 << 20, nnx.Rngs(0))
     nodes = tuple(jnp.linspace(-1, 1, 5) for _ in range(3))
     np.testing.assert_allclose(plain(nodes).reshape(125, 3), plain.tables[0][...], rtol=1e-5, atol=1e-6)
     middle = plain((jnp.array([-0.75]), nodes[1], nodes[2]))[0]
     expected = plain.tables[0][...].reshape(5, 5, 5, 3)[:2].mean(0)
     np.testing.assert_allclose(middle, expected, rtol=1e-4, atol=1e-6)
-    shared = inr.Tables([5], 3, 20, nnx.Rngs(0))
+    shared = inr.Tables((9, 9, 9), [5], 3, 20, nnx.Rngs(0))
     assert shared.tables[0][...].shape == (20, 3) and len(np.unique(np.asarray(shared(nodes))[..., 0])) <= 20
 
 

@@ -200,9 +200,9 @@ def test_poses_wait_for_a_volume(misaligned):
     problem = Problem(series, start)
     solver = jt.fit(jt.voxels(), optax.adam(0.1), falling_adam(0.1, 20, waiting=10))
     key = jax.random.key(0)
-    state = solver.init(problem, key)
+    state, step = solver.init(problem, key), jax.jit(solver.step)
     for i in range(12):
-        state, _ = solver.step(problem, state, key)
+        state, _ = step(problem, state, key)
         moved_so_far = float(np.abs(pose_of(problem, state).shift).max())
         assert (moved_so_far > 0) == (i >= 10)
 

@@ -20,7 +20,7 @@ from ..penalty import power_variation
 from .voxels import per_channel
 
 Axes = tuple[jax.Array, jax.Array, jax.Array]
-POINTS = 1 << 19  # that are evaluated at once; more are taken one block of planes after the other, and again for slopes
+POINTS = 1 << 17  # that are evaluated at once; more are taken one block of planes after the other, and again for slopes
 
 
 class INR(nnx.Module):
@@ -120,9 +120,9 @@ def fourier(count: int = 32, scale: float = 20.0):
     return lambda shape, rngs: Fourier(count, scale, rngs)
 
 
-def hats(axis, size: int):
-    """`[point, node]`: how much each of `size` nodes from -1 to 1 counts at the points, linearly interpolated."""
-    place = (jnp.clip(axis, -1, 1) + 1) / 2 * (size - 1)
+def hats(axis, size: int, half=1.0):
+    """`[point, node]`: how much each of `size` nodes from -half to half counts at the points, linearly interpolated."""
+    place = (jnp.clip(axis / half, -1, 1) + 1) / 2 * (size - 1)
     return jnp.maximum(1 - jnp.abs(place[:, None] - jnp.arange(size)), 0)
 
 
@@ -134,33 +134,38 @@ class Tables(nnx.Module):
     matrices.
     """
 
-    def __init__(self, sizes: Sequence[int], channels: int, rows: int, rngs: nnx.Rngs):
-        self.sizes, self.features = tuple(sizes), channels * len(sizes)
-        shapes = [(min(rows, size**3), channels) for size in sizes]
+    def __init__(self, shape: Sequence[int], sizes: Sequence[int], channels: int, rows: int, rngs: nnx.Rngs):
+        """`sizes` are nodes along the longest side of `shape`; along the others they are as far apart."""
+        self.halves = tuple(n / max(shape) for n in shape)
+        self.sizes = tuple(tuple(max(2, round(size * half)) for half in self.halves) for size in sizes)
+        self.features = channels * len(self.sizes)
+        start = [(min(rows, math.prod(size)), channels) for size in self.sizes]
         self.tables = nnx.List(
-            [nnx.Param(jax.random.uniform(rngs.params(), s, minval=-0.1, maxval=0.1)) for s in shapes]
+            [nnx.Param(jax.random.uniform(rngs.params(), s, minval=-0.1, maxval=0.1)) for s in start]
         )
 
     def __call__(self, axes: Axes):
-        return jnp.concatenate(
-            [self._level(table, size, axes) for table, size in zip(self.tables, self.sizes, strict=True)], -1
-        )
+        levels = zip(self.tables, self.sizes, strict=True)
+        return jnp.concatenate([self._level(table, size, axes) for table, size in levels], -1)
 
     def _level(self, table, size, axes):
         nodes = table[...]
-        if nodes.shape[0] < size**3:
+        if nodes.shape[0] < math.prod(size):
             nodes = nodes[_hashed(size, nodes.shape[0])]
-        nodes = nodes.reshape(size, size, size, -1)
-        for axis, letters in zip(axes, ("zi,ijkf->zjkf", "xj,zjkf->zxkf", "yk,zxkf->zxyf"), strict=True):
-            nodes = jnp.einsum(letters, hats(axis, size), nodes)
+        nodes = nodes.reshape(*size, -1)
+        letters = ("zi,ijkf->zjkf", "xj,zjkf->zxkf", "yk,zxkf->zxyf")
+        for axis, count, half, product in zip(axes, size, self.halves, letters, strict=True):
+            nodes = jnp.einsum(product, hats(axis, count, half), nodes)
         return nodes
 
 
-def _hashed(size: int, rows: int):
-    """The row of every node of a grid, `[size³]`; the primes are those of Müller et al."""
-    i = jnp.arange(size, dtype=jnp.uint32)
-    z, x, y = i[:, None, None], i[:, None] * jnp.uint32(2654435761), i * jnp.uint32(805459861)
-    return ((z ^ x ^ y) % jnp.uint32(rows)).reshape(-1).astype(jnp.int32)
+def _hashed(size: tuple[int, int, int], rows: int):
+    """The row of every node of a grid, in their order; the primes are those of Müller et al."""
+    z, x, y = (
+        jnp.arange(n, dtype=jnp.uint32) * jnp.uint32(prime)
+        for n, prime in zip(size, (1, 2654435761, 805459861), strict=True)
+    )
+    return ((z[:, None, None] ^ x[:, None] ^ y) % jnp.uint32(rows)).reshape(-1).astype(jnp.int32)
 
 
 def tables(channels: int = 4, coarsest: int = 6, rows: int = 1 << 21):
@@ -170,7 +175,7 @@ def tables(channels: int = 4, coarsest: int = 6, rows: int = 1 << 21):
         sizes, finest = [coarsest], max(shape)
         while 2 * sizes[-1] < 1.5 * finest:
             sizes.append(2 * sizes[-1])
-        return Tables([*sizes[:-1], finest], channels, rows, rngs)
+        return Tables(shape, [*sizes[:-1], finest], channels, rows, rngs)
 
     return make
 
