@@ -168,7 +168,7 @@ def _hashed(size: tuple[int, int, int], rows: int):
     return ((z[:, None, None] ^ x[:, None] ^ y) % jnp.uint32(rows)).reshape(-1).astype(jnp.int32)
 
 
-def tables(channels: int = 4, coarsest: int = 6, rows: int = 1 << 21):
+def tables(channels: int = 4, coarsest: int = 12, rows: int = 1 << 21):
     """A maker of `Tables`: grids from `coarsest` nodes a side, doubled until there is one a voxel."""
 
     def make(shape, rngs):
@@ -280,6 +280,6 @@ class Perceptron(nnx.Module):
         return self.layers[-1](features)
 
 
-def perceptron(width: int = 32, depth: int = 1):
+def perceptron(width: int = 16, depth: int = 1):
     """A maker of `Perceptron`."""
     return lambda inputs, outputs, rngs: Perceptron(inputs, outputs, width, depth, rngs)

@@ -11,7 +11,7 @@ from .tvq import count_weights
 def inr(
     weight: float = 0.4,
     power: float = 0.75,
-    steps: int = 300,
+    steps: int = 700,
     rate: float = 0.03,
     rows: int | None = None,
     jitter: float = 0.0,
