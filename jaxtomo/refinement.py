@@ -1,8 +1,8 @@
 """Joint refinement of poses: volume and poses learned from one misaligned series, first on binned images, then finer.
 
 Its poses serve any method: `refine` comes after `align` and before `reconstruct`. The volume that it learns beside them
-is one of squared voxels with a total variation of the root, weaker than one would look at, so that the prior of the
-volume does not bend the poses.
+is one of squared voxels with a total variation of the root. Its prior is strong while the poses settle, so that the
+volume does not explain what they do wrong, and weak in the end, so that it does not bend them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from .solvers.fit import falling_adam, fit
 from .solvers.tvq import count_weights
 
 COARSEST, FINEST = 24, 128  # pixels: longest side of the images at the first and, at most, at the last level
-WEIGHT = 0.03  # of the penalty
+WEIGHT, COARSE_WEIGHT = 0.1, 0.3  # of the penalty at the finest level, and at those before, where poses settle
+COARSE_STEPS = 3  # times as many steps at those, which cost little
 RATE, POSE_RATE = 0.1, 0.1  # of Adam: of the voxels, and of the poses in pixels
 WAITING = 30  # steps before the poses of the first level move
 
@@ -93,7 +94,8 @@ def refine(
         problem: the series with the pose to start from. Its likelihood decides what outliers and jumps of intensity
             do: `fitted_intensity(robust())` is safest.
         freedom: what of the poses may move, and how far they are expected to be wrong.
-        steps: of each level, of which there are as many as it takes to halve the image down to 24 pixels, from 128.
+        steps: of the finest level, at 128 pixels a side or less; each before it has half the pixels, down to 24, and
+            three times the steps.
         callbacks: from the binning of a level to what watches its run; see `jaxtomo.callbacks`.
 
     Raises InputError for a single tilt, several channels, or a problem that is split over devices.
@@ -112,15 +114,16 @@ def refine(
     root: Any = None
     for level, factor in enumerate(factors):
         coarse = coarser(problem, factor)
-        waiting = WAITING if level == 0 else 0
+        last = level == len(factors) - 1
+        count = steps if last else COARSE_STEPS * steps
         solver = fit(
-            root_voxels(WEIGHT),
-            falling_adam(RATE, steps),
-            falling_adam(POSE_RATE, steps, min(waiting, steps // 3)),
+            root_voxels(WEIGHT if last else COARSE_WEIGHT),
+            falling_adam(RATE, count),
+            falling_adam(POSE_RATE, count, min(WAITING, count // 3) if level == 0 else 0),
             freedom,
             pixel_weights=count_weights,
             settings={"method": "refine", "binning": factor},
-            steps=steps,
+            steps=count,
         )
         state = solver.init(coarse, key if key is not None else jax.random.key(0))
         if moves:
@@ -129,7 +132,7 @@ def refine(
         found: dict[str, Any] = {}
         keep = _keeper(found)
         result = reconstruct(
-            coarse, solver, steps, key=key, callbacks=(*callbacks(factor), keep), resume=(0, state, {}), assess=False
+            coarse, solver, count, key=key, callbacks=(*callbacks(factor), keep), resume=(0, state, {}), assess=False
         )
         moves, root = found["state"]["moves"], found["state"]["parameters"]["root"][...]
     errors = uncertainty(coarse, freedom, jnp.asarray(result.volume.swapaxes(1, 2)), moves)
