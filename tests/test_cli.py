@@ -14,6 +14,7 @@ import jaxtomo as jt
 from jaxtomo import cli, methods, run_folder
 from jaxtomo.commands import device, running, solving
 from jaxtomo.commands.reconstruct import Preparing, Solving
+from jaxtomo.io.reconstruction import read_reconstruction
 
 WEIGHT = ("--weight", "0.3")  # to choose one takes time, and has a test of its own
 METHODS = {
@@ -26,6 +27,7 @@ METHODS = {
     "root-tv": 4,
     "dip": 2,
     "dip-tv": 2,
+    "inr": 2,
     "gaussian": 3,
 }
 
@@ -510,3 +512,39 @@ def test_an_ensemble_writes_its_spread(document, simulated):
     assert code == 0 and facts["steps"] == 8 and "spread.mrc" in facts["files"]
     spread, voxel_nm = jt.read_volume("run/spread.mrc")
     assert spread.shape == (24, 24, 24) and spread.max() > 0 and voxel_nm == pytest.approx(1)
+
+
+def test_poses_are_refined_and_told(simulated, command):
+    argv = ("reconstruct", simulated, "--method", "sirt", "--steps", "3", "--no-assess", "--out", "run", "--quiet")
+    code, _, said = command(*argv, "--refine-poses", "shift,tilt=0.2")
+    assert code == 0, said
+    lines = Path("run/poses.csv").read_text().splitlines()
+    assert lines[0] == "tilt_deg,shift_u_px,shift_v_px,error_shift_u_px,error_shift_v_px,error_tilt_deg"
+    table = np.array([[float(cell) for cell in line.split(",")] for line in lines[1:]])
+    assert table.shape == (17, 6) and np.isfinite(table).all() and (table[:, 3:] > 0).all()
+    result = read_reconstruction("run/reconstruction.h5")
+    assert len(result.settings["alignment"]["error_tilt_deg"]) == 17
+    assert "refine_poses" in Path("run/config.toml").read_text()
+
+
+def test_joint_alignment_for_other_programs(simulated, command, document):
+    code, facts = document("align", simulated, "--joint", "shift,tilt=0.2", "--out", "a.mrc", "--xf", "a.xf")
+    assert code == 0 and len(facts["refined_tilt_deg"]) == 17
+    angles = np.loadtxt("a.tlt")
+    np.testing.assert_allclose(angles, np.arange(-64, 65, 8) + np.array(facts["refined_tilt_deg"]), atol=1e-3)
+    assert np.loadtxt("a.xf").shape == (17, 6)
+    np.testing.assert_allclose(jt.read("a.mrc").tilt_deg, angles, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (("reconstruct", "--refine-poses", "tilts"), 3, "no 'tilts'"),
+        (("reconstruct", "--refine-poses", "tilt=x"), 3, "no number"),
+        (("align", "--joint", "rotation"), 3, "--refine-poses"),
+        (("align", "--joint", "jump"), 3, "names nothing"),
+    ],
+)
+def test_what_cannot_be_refined_is_said(simulated, command, argv, code, words):
+    got, _, said = command(argv[0], simulated, *argv[1:], "--quiet")
+    assert got == code and words in said

@@ -42,9 +42,11 @@ def test_every_public_name_is_there_and_no_module_hides_one():
         ("differentiate", {"size": 16}),
         ("few_tilts", {"size": 16, "steps": 4, "tilt_steps": (20,)}),
         ("many_devices", {"size": 16, "steps": 2}),
+        ("alignment_study", {"size": 16, "steps": 2, "amounts": (0.5,), "out": "PNG"}),
     ],
 )
-def test_examples_run(name, options, capsys):
+def test_examples_run(name, options, capsys, tmp_path):
+    options = {**options, "out": str(tmp_path / "study.png")} if "out" in options else options
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -265,13 +265,14 @@ def test_an_ensemble_by_pmap_equals_one_by_one(problems, name):
     np.testing.assert_allclose(jax.jit(jax.vmap(member))(keys), alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dip-tv", "ensemble"])
+@pytest.mark.parametrize("name", ["dip-tv", "inr", "ensemble"])
 def test_networks_and_ensembles_on_four_devices(problems, name):
     """They give what one device gives; their convolutions are not promised to be shared out."""
     from jaxtomo.ensembles import in_turn
 
     solver = {
         "dip-tv": jt.dip_tv(0.1, channels=(4, 8), skips=(4,)),
+        "inr": jt.inr(0.1),
         "ensemble": in_turn(jt.root_tv(0.1), 2),
     }[name]
     problem = problems["nominal"]

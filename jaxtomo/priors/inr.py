@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,8 @@ class INR(nnx.Module):
         weight=0.0,
         *,
         power: float = 1.0,
-        encoding: Callable[..., nnx.Module] | None = None,
-        body: Callable[..., nnx.Module] | None = None,
+        encoding: Callable[..., Any] | None = None,
+        body: Callable[..., Any] | None = None,
         rngs: nnx.Rngs,
     ):
         """Args:
