@@ -122,7 +122,7 @@ def quantem(python: str, minutes: float, size: int, case: Case) -> dict:
 
 def done(file: Path) -> dict[tuple[Case, int, str], dict]:
     lines = file.read_text().splitlines() if file.exists() else []
-    return {(Case(*(r := json.loads(line))["case"]), r["size"], r["run"]): r for line in lines}
+    return {(Case(*(r := json.loads(line))["case"]), r["side"], r["run"]): r for line in lines}
 
 
 def work(file: Path, options) -> None:
@@ -153,7 +153,7 @@ def work(file: Path, options) -> None:
     for case, size, name, run in todo():
         if (case, size, name) in finished:
             continue
-        record = {"case": case, "size": size, "run": name} | run()
+        record = run() | {"case": case, "side": size, "run": name}
         with file.open("a") as out:
             out.write(json.dumps(record) + "\n")
         print(*case, size, name, f"{record['psnr']:.2f} dB", f"{record.get('seconds', np.nan):.0f} s", flush=True)
