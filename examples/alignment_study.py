@@ -46,13 +46,19 @@ def study(size: int, tilt_deg, kind: str, amount: float, steps: int) -> dict[str
 
 
 def main(
-    size: int = 48, steps: int = 300, amounts: Sequence[float] = (0.25, 0.5, 1.0, 2.0), out: str = "alignment_study.png"
+    size: int = 48,
+    steps: int = 300,
+    amounts: Sequence[float] = (0.25, 0.5, 1.0, 2.0),
+    kinds: Sequence[str] = tuple(FREE),
+    out: str = "alignment_study.png",
 ):
     import matplotlib.pyplot as plt
 
     tilt_deg = np.arange(-60, 61, 5)
-    figure, panels = plt.subplots(1, len(FREE), figsize=(3.4 * len(FREE), 3.2), sharey=True, layout="constrained")
-    for panel, kind in zip(panels, FREE, strict=True):
+    width = 3.4 * len(kinds)
+    figure, axes = plt.subplots(1, len(kinds), figsize=(width, 3.2), sharey=True, squeeze=False, layout="constrained")
+    panels = axes[0]
+    for panel, kind in zip(panels, kinds, strict=True):
         found = [study(size, tilt_deg, kind, amount, steps) for amount in amounts]
         for name in found[0]:
             before, after = np.transpose([one[name] for one in found])

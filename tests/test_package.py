@@ -42,7 +42,7 @@ def test_every_public_name_is_there_and_no_module_hides_one():
         ("differentiate", {"size": 16}),
         ("few_tilts", {"size": 16, "steps": 4, "tilt_steps": (20,)}),
         ("many_devices", {"size": 16, "steps": 2}),
-        ("alignment_study", {"size": 16, "steps": 2, "amounts": (0.5,), "out": "PNG"}),
+        ("alignment_study", {"size": 16, "steps": 2, "amounts": (0.5,), "kinds": ("all",), "out": "PNG"}),
     ],
 )
 def test_examples_run(name, options, capsys, tmp_path):
