@@ -37,6 +37,8 @@ class Freedom:
         for name, value in vars(self).items():
             if not value >= 0:
                 raise InputError(f"Freedom: {name} is {value}. Give a standard deviation, 0 for none, or inf.")
+        if self.jump_px == 0:
+            raise InputError("Freedom: jump_px is 0, so nothing could move. Give pixels above 0, or inf.")
 
 
 ALL = Freedom(tilt_deg=0.3, axis_deg=math.inf)
@@ -76,5 +78,7 @@ def freedom(text: str) -> Freedom:
             raise InputError(f"{text}: {number!r} is no number. Write {name}={min(USUAL[name], 1.0):g}.") from None
     if not {*asked} - {"jump"}:
         raise InputError(f"{text!r}: names nothing to refine. Write shift,axis, for example.")
+    if not any(width for name, width in asked.items() if name != "jump"):
+        raise InputError(f"{text!r}: leaves everything as it is. Write shift,axis, for example.")
     known = {name: name.replace("-", "_") + UNITS.get(name, "_deg") for name in asked}
     return Freedom(**{"shift_px": 0.0} | {known[name]: width for name, width in asked.items()})

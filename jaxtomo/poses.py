@@ -4,8 +4,8 @@ Three movements of the specimen change all poses together and leave every image 
 learned, so that no image has to be held fast:
 
 - a shift by (a, c, b) along (x, y, z): a cos θ + b sin θ across the tilt axis, c along it;
-- a rotation about the tilt axis: one offset of all tilt angles; about x or z, where second tilts are learned: one
-  offset of all of them, or one in proportion to tan θ;
+- a rotation about the tilt axis: one offset of all tilt angles; about x, where second tilts are learned: one offset of
+  all of them; about z, where rotations are learned too: second tilts as tan θ with rotations as 1 / cos θ;
 - growth, where magnifications are learned: a common one.
 
 What remains across the axis after the first, a constant above all, is the rotation centre, which the images tell.
@@ -55,7 +55,7 @@ def movement(problem: Problem, moves: dict[str, jax.Array]) -> dict[str, jax.Arr
     """`moves` less what they have of the specimen's own movements."""
     tilt = problem.pose.tilt
     ones, steep = jnp.ones_like(tilt), jnp.tan(jnp.clip(tilt, -1.4, 1.4))
-    unseen = {"tilt": [ones], "magnification": [ones], "second_tilt": [ones, steep]}
+    unseen = {"tilt": [ones], "magnification": [ones], "second_tilt": [ones, *([steep] if "rotation" in moves else [])]}
     if "axis" in moves:
         unseen["rotation"] = [ones]
     left = {name: _without(move, *unseen[name]) if name in unseen else move for name, move in moves.items()}
@@ -104,6 +104,13 @@ def carried(pose: Pose, by) -> Pose:
     seen = jnp.stack([across, along], 1)
     seen = seen if pose.magnification is None else pose.magnification[:, None] * seen
     return pose.replace(shift=seen if pose.shift is None else pose.shift + seen)
+
+
+def at_scale(moves: dict[str, jax.Array], old: Problem, new: Problem, factor: float) -> dict[str, jax.Array]:
+    """`moves` of one problem as those of another that has `factor` times as many pixels a side, or nearly: what is at
+    the rim moves in proportion to how far out that is."""
+    rim = _radius(new) / _radius(old)
+    return {name: move * (factor if name in ("shift", "centre") else rim) for name, move in moves.items()}
 
 
 def moved(problem: Problem, moves: dict[str, jax.Array]) -> Pose:

@@ -19,7 +19,7 @@ from .curvature import uncertainty
 from .data import Pose, Problem
 from .errors import InputError
 from .freedom import ALL, Freedom
-from .poses import moved, movement, units
+from .poses import at_scale, movable, moved, movement, units
 from .priors.voxels import root_voxels
 from .solve import reconstruct
 from .solvers.fit import falling_adam, fit
@@ -106,12 +106,15 @@ def refine(
         raise InputError("poses are refined on one device. Refine them first, then split the problem.")
     if problem.images.shape[0] < 2:
         raise InputError("one image: there is nothing to refine its pose by. Give at least two tilts.")
+    if not movable(problem, freedom):
+        raise InputError(f"{freedom}: leaves nothing to refine. Free something, shift_px for example.")
     longest = max(problem.images.shape[1:])
     factors = [-(-longest // FINEST)]
     while longest // (2 * factors[0]) >= COARSEST:
         factors.insert(0, 2 * factors[0])
     moves: dict[str, jax.Array] = {}
     root: Any = None
+    before = coarse = problem
     for level, factor in enumerate(factors):
         coarse = coarser(problem, factor)
         last = level == len(factors) - 1
@@ -127,16 +130,20 @@ def refine(
         )
         state = solver.init(coarse, key if key is not None else jax.random.key(0))
         if moves:
-            state["moves"] = {name: move * factors[level - 1] / factor for name, move in moves.items()}
+            state["moves"] = at_scale(moves, before, coarse, 2)
             state["parameters"]["root"][...] = _finer(root, coarse.shape)
         found: dict[str, Any] = {}
         keep = _keeper(found)
         result = reconstruct(
             coarse, solver, count, key=key, callbacks=(*callbacks(factor), keep), resume=(0, state, {}), assess=False
         )
-        moves, root = found["state"]["moves"], found["state"]["parameters"]["root"][...]
+        moves, root, before = found["state"]["moves"], found["state"]["parameters"]["root"][...], coarse
+        if not all(np.isfinite(move).all() for move in moves.values()):
+            raise InputError(
+                f"the poses left the finite numbers ({result.message}). Align the series first, or free less."
+            )
     errors = uncertainty(coarse, freedom, jnp.asarray(result.volume.swapaxes(1, 2)), moves)
-    scaled = {name: factor * move for name, move in moves.items()}
+    scaled = at_scale(moves, coarse, problem, factor)
     error = {name: value * (factor if name.endswith("px") else 1) for name, value in errors.items()}
     change = {
         units(problem)[name][0]: np.asarray(move / units(problem)[name][1])
@@ -174,8 +181,8 @@ def coarser(problem: Problem, factor: int) -> Problem:
     weights = jnp.broadcast_to(problem.weights, problem.images.shape)
     total = blocks(weights)
     images = blocks(weights * problem.images) / jnp.maximum(total, 1e-12) / factor
-    # A block with a pixel that says nothing is not comparable with the sum over all of it.
-    whole = blocks(jnp.asarray(weights > 0, jnp.float32)) > factor**2 - 0.5
+    # Of a block with too many pixels that say nothing the mean over the others is not that of all.
+    whole = blocks(jnp.asarray(weights > 0, jnp.float32)) > 0.7 * factor**2
     _, nx, ny = problem.images.shape
     shape = [-(-n // factor) for n in problem.shape]
     extra = jnp.array([-nx % factor, -ny % factor]) / 2  # how far padding has moved the centre, pixels

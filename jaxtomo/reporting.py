@@ -195,7 +195,9 @@ def _alignment(result: Reconstruction) -> Section:
             label = name.replace("_", " ") + (f", {unit}" if unit else "")
             panels.append((label, tilt[order], {name: scale * np.asarray(value, np.float64)[order]}))
     said = {} if result.series is None else result.series.provenance
-    said = {k: v for k, v in said.items() if k in ("alignment", "background", "tilt_axis", "shift", "mask")}
+    said = {
+        k: v for k, v in said.items() if k in ("alignment", "refinement", "background", "tilt_axis", "shift", "mask")
+    }
     parts = [_table((k.replace("_", " "), v) for k, v in said.items())] if said else []
     if panels:
         drawn = plot.lines(panels, "tilt, °", width=plot.WIDE, height=1.15)

@@ -543,6 +543,8 @@ def test_joint_alignment_for_other_programs(simulated, command, document):
         (("reconstruct", "--refine-poses", "tilt=x"), 3, "no number"),
         (("align", "--joint", "rotation"), 3, "--refine-poses"),
         (("align", "--joint", "jump"), 3, "names nothing"),
+        (("reconstruct", "--refine-poses", "rotation", "--slab", "2:9"), 3, "--slab"),
+        (("reconstruct", "--refine-poses", "axis", "--no-align", "--slab", "2:9"), 3, "--slab"),
     ],
 )
 def test_what_cannot_be_refined_is_said(simulated, command, argv, code, words):

@@ -132,6 +132,24 @@ def test_a_slab_of_all_rows_is_the_whole(block):
         np.testing.assert_allclose(result.volume, results[0].volume, rtol=1e-4, atol=1e-5)
 
 
+def test_slabs_see_tilts_that_are_shifted_along_the_axis(block):
+    """Shifts of many rows: all tilts are compared, at the rows that show the slab."""
+    from jaxtomo.solvers.fit import _part
+
+    series, volume = block
+    shift = jnp.stack([jnp.zeros(15), jnp.linspace(-6, 6.5, 15)], 1)
+    pose = jt.Pose.nominal(series.tilt_deg).replace(shift=shift)
+    tall = np.pad(volume, ((0, 0), (8, 8), (0, 0)))
+    problem = jt.Problem(jt.TiltSeries(np.asarray(jt.project(jnp.asarray(tall), pose)), series.tilt_deg), pose)
+    for seed in range(5):
+        grid, part, weights, _ = _part(problem, problem.weights, jax.random.key(seed), 8, 0.0)
+        start = round(float(grid.axes()[2][0]) + (28 - 1) / 2)
+        slab = jnp.asarray(tall.swapaxes(1, 2)[:, :, start : start + 8])
+        error = weights * (part.project(slab) - part.images)
+        assert float(jnp.abs(error).max()) < 1e-3
+        assert np.median(np.asarray(weights).max(1).sum(1)) >= 4
+
+
 def test_rows_refuse_what_mixes_them(block):
     series, _ = block
     turned = jt.Problem(series, jt.Pose.nominal(series.tilt_deg).replace(rotation=jnp.full(15, 0.1)))
@@ -139,6 +157,10 @@ def test_rows_refuse_what_mixes_them(block):
         jt.reconstruct(turned, jt.inr(rows=4), 2, callbacks=(), assess=False)
     with pytest.raises(jt.InputError, match="rows"):
         jt.fit(jt.voxels(), optax.adam(0.1), rows=0)
+    with pytest.raises(jt.InputError, match="Voxels"):
+        jt.reconstruct(jt.Problem(series), jt.fit(jt.voxels(), optax.adam(0.1), rows=4), 2, callbacks=())
+    with pytest.raises(jt.InputError, match="jitter"):
+        jt.inr(jitter=-1.0)
 
 
 def test_a_carried_pose_sees_a_moved_specimen_in_its_old_place(block):

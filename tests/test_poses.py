@@ -12,7 +12,7 @@ import jaxtomo as jt
 from jaxtomo.curvature import uncertainty
 from jaxtomo.data import Pose, Problem
 from jaxtomo.freedom import Freedom, freedom
-from jaxtomo.poses import displaced, independent_pixels, movable, moved, movement, units
+from jaxtomo.poses import at_scale, displaced, independent_pixels, movable, moved, movement, units
 from jaxtomo.refinement import coarser, pose_table, refine
 from jaxtomo.series import TiltSeries
 from jaxtomo.simulate import Microscope
@@ -72,6 +72,29 @@ def test_what_is_taken_out_leaves_every_image_as_it_is():
     same = jt.project(jnp.asarray(fine), pose.replace(shift=shifts))
     assert np.abs(seen - same).max() < 0.5  # pixels at edges interpolate differently
     assert np.abs(seen - same).mean() < 0.03 * np.abs(seen).mean()
+
+
+def test_a_specimen_turned_about_the_beam_shows_as_second_tilts_and_rotations():
+    """R_y(θ) R_z(γ) is R_z(γ / cos θ) R_y(θ) R_x(γ tan θ): not second tilts alone, which are then left as they are."""
+    z, y, x = np.meshgrid(*[np.arange(24) - 11.5] * 3, indexing="ij")
+    gamma, tilt = 0.05, np.deg2rad(TILTS)
+
+    def blobs(x, y):
+        return sum(np.exp(-((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) / 6) for a, b, c in ((5, 2, 1), (-4, -5, 3)))
+
+    turned = blobs(x * np.cos(gamma) + y * np.sin(gamma), y * np.cos(gamma) - x * np.sin(gamma)).astype(np.float32)
+    pose = Pose.nominal(TILTS)
+    second, plane = (jnp.asarray(gamma * curve, jnp.float32) for curve in (np.tan(tilt), 1 / np.cos(tilt)))
+    seen = jt.project(jnp.asarray(turned), pose.replace(second_tilt=jnp.zeros(13)))
+    as_poses = [
+        jt.project(jnp.asarray(blobs(x, y).astype(np.float32)), pose.replace(second_tilt=s, rotation=r))
+        for s, r in ((second, plane), (second, None), (0 * second, None))
+    ]
+    both, tilts_only, nothing = (float(jnp.abs(seen - other).mean()) for other in as_poses)
+    assert both < 0.15 * nothing and tilts_only > 0.5 * nothing
+    alone = movable(problem_of(), Freedom(second_tilt_deg=1.0))
+    steep = jnp.asarray(np.tan(tilt), jnp.float32)
+    np.testing.assert_allclose(movement(problem_of(), {**alone, "second_tilt": steep})["second_tilt"], steep, atol=1e-5)
 
 
 def test_displaced_poses_move_the_rim_by_the_pixels_asked():
@@ -212,8 +235,21 @@ def test_freedom_is_read_from_words():
     assert freedom("tilt=0.3, second-tilt").tilt_deg == 0.3
     assert freedom("tilt=0.3, second-tilt").shift_px == 0
     assert freedom("shift,jump=2").jump_px == 2
-    for text in ("", "jump", "tilts", "tilt=x", "tilt=-1", "tilt=nan"):
+    for text in ("", "jump", "tilts", "tilt=x", "tilt=-1", "tilt=nan", "shift=0", "shift,jump=0"):
         with pytest.raises(jt.InputError):
             freedom(text)
     with pytest.raises(jt.InputError):
         refine(problem_of(tilts=np.array([0.0])))
+    with pytest.raises(jt.InputError, match="nothing to refine"):
+        refine(problem_of(), Freedom(shift_px=0))
+
+
+@pytest.mark.parametrize("width", [33, 65])
+def test_moves_keep_their_angles_from_level_to_level(width):
+    problem = problem_of(size=width)
+    coarse = coarser(problem, 4)
+    moves = {"axis": jnp.asarray(1.0), "shift": jnp.ones((13, 2))}
+    scaled = at_scale(moves, coarse, problem, 4)
+    fine, rough = displaced(problem, scaled).rotation, displaced(coarse, moves).rotation
+    np.testing.assert_allclose(fine, rough, rtol=1e-6)
+    np.testing.assert_allclose(scaled["shift"], 4)

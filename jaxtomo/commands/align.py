@@ -32,8 +32,8 @@ class Align:
     """Then refine the poses together with a volume. WHAT are some of shift, axis, tilt, centre, each with how far it is
     expected to be wrong if you know: shift,axis for example, or shift,axis,tilt=0.3."""
     xf: Annotated[str | None, arg(metavar="FILE.xf", help_behavior_hint=NONE)] = None
-    """Also write the transforms from the raw to the aligned images, one a view, as IMOD has them, and the angles (.tlt)
-    beside them."""
+    """Also write the transforms from the raw to the aligned images, one a view, as IMOD has them; beside them the
+    angles (.tlt) if these were refined."""
     bin: Annotated[int, arg(metavar="N")] = 1
     """Bin the images N × N first."""
     axis_deg: Annotated[float | None, arg(metavar="DEG", help_behavior_hint="(default: searched)")] = None
@@ -49,9 +49,11 @@ class Align:
 def run(settings: Align, console: Console) -> Outcome:
     source = required(settings.file, "FILE")
     out = Path(settings.out or f"{Path(source).stem or 'series'}_aligned.mrc")
-    beside = [Path(settings.xf), Path(settings.xf).with_suffix(".tlt")] if settings.xf else []
-    refuse_taken([out, *beside], settings.overwrite)
     free = None if settings.joint is None else freedom(settings.joint)
+    beside = [Path(settings.xf)] if settings.xf else []
+    if beside and free is not None and free.tilt_deg:
+        beside.append(Path(settings.xf or "").with_suffix(".tlt"))
+    refuse_taken([out, *beside], settings.overwrite)
     if free is not None and (free.rotation_deg or free.second_tilt_deg or free.magnification):
         raise InputError(
             f"--joint {settings.joint}: images can be written shifted and turned together, not turned or magnified one "
@@ -60,18 +62,21 @@ def run(settings: Align, console: Console) -> Outcome:
     device.start()
     from ..alignment import apply, coarse
     from ..io import write
+    from ..methods import noise_model
     from ..prepare import read_binned, shifted
     from .posing import jointly, straightened
 
     console.say(f"reading {source}")
     series = read_binned(source, settings.bin, **settings.reading.arguments())
     count, height, width = series.images.shape[-3:]
+    if settings.xf:
+        _check_order(settings, series)
     console.say(f"aligning {count} images of {width} × {height} pixels")
     alignment = coarse(series, tilt_axis_deg=settings.axis_deg, background=settings.background)
     learned: dict[str, Any] = {}
     tilt_deg = series.tilt_deg
     if free is not None:
-        refined, _ = jointly(*apply(series, alignment), free, 0, console)
+        refined, _ = jointly(*apply(series, alignment), free, console, noise_model("gaussian", True))
         alignment = straightened(series, alignment, refined) or alignment
         tilt_deg, learned = tilt_deg + refined.change.get("tilt_deg", 0.0), refined.plain()
     transforms = None if settings.xf is None else _transforms(alignment, series, settings)
@@ -85,7 +90,8 @@ def run(settings: Align, console: Console) -> Outcome:
         from ..io.xf import write_xf
 
         write_xf(settings.xf, transforms)
-        write_angles(beside[1], tilt_deg)
+        for angles in beside[1:]:
+            write_angles(angles, tilt_deg)
     shift = alignment.shift
     rows: list[tuple[str, Any]] = [
         ("shifts", f"{_span(shift[:, 0])} px across the axis, {_span(shift[:, 1])} px along it"),
@@ -98,16 +104,20 @@ def run(settings: Align, console: Console) -> Outcome:
     return Outcome(f"{source}\n{table(rows)}", document)
 
 
-def _transforms(alignment, series, settings: Align) -> np.ndarray:
-    """`[view, 6]` of the raw images, in the file's order, which must be that of the angles."""
-    from ..io import inspect
-    from ..io.xf import from_pose
-
+def _check_order(settings: Align, series) -> None:
+    """Raises InputError unless the images are in the file's order, and all there."""
     if settings.reading.skip or "order" in series.provenance:
         raise InputError(
             f"{settings.xf}: not written, the transforms belong to the images in the file's order, and some were left "
             "out or sorted. Leave --xf out, or sort the file by angle first."
         )
+
+
+def _transforms(alignment, series, settings: Align) -> np.ndarray:
+    """`[view, 6]` of the raw images, in the file's order."""
+    from ..io import inspect
+    from ..io.xf import from_pose
+
     facts = inspect(settings.file, **settings.reading.arguments())
     angle = np.deg2rad(alignment.axis_deg) if alignment.turn else 0.0
     c, s = np.cos(angle), np.sin(angle)

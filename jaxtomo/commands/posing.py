@@ -3,6 +3,7 @@ the images is meant."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from ..errors import InputError
 from ..freedom import Freedom, freedom
 from ..io import inspect
 from ..io.xf import read_xf, to_pose
-from ..likelihood import fitted_intensity, gaussian
+from ..methods import noise_model
 from ..prepare import as_it_is, rows_of
 from ..refinement import Refined, refine
 from ..series import TiltSeries
@@ -47,10 +48,14 @@ def posed(series: TiltSeries, settings: Reconstruct, console: Console) -> tuple[
     else:
         series, pose = as_it_is(series, preparing.background)
     if preparing.refine_poses:
-        refined, note = jointly(series, pose, freedom(preparing.refine_poses), settings.solving.seed, console)
+        solving = settings.solving
+        model = noise_model(solving.likelihood, True)
+        free = freedom(preparing.refine_poses)
+        refined, note = jointly(series, pose, free, console, model, solving.thickness, solving.seed)
         pose, turned = refined.pose, None if found is None else straightened(series, found, refined)
         if turned is not None:
             series, straight = apply(raw, turned)
+            alignment = turned.plain()
             pose = pose.replace(shift=straight.shift, rotation=None)
         series = series.replace(provenance={**series.provenance, "refinement": note})
         alignment = (alignment or {}) | refined.plain()
@@ -64,10 +69,18 @@ def posed(series: TiltSeries, settings: Reconstruct, console: Console) -> tuple[
     return series, pose, alignment
 
 
-def jointly(series: TiltSeries, pose: Pose, free: Freedom, seed: int, console: Console) -> tuple[Refined, str]:
-    """The poses refined together with a volume, and a sentence about it. Gains and offsets of the images are fitted."""
+def jointly(
+    series: TiltSeries,
+    pose: Pose,
+    free: Freedom,
+    console: Console,
+    likelihood: Callable,
+    thickness: int | None = None,
+    seed: int = 0,
+) -> tuple[Refined, str]:
+    """The poses refined together with a volume, and a sentence about it."""
     images = series.images if series.images.ndim == 3 else series.images.sum(0)
-    problem = Problem(series.replace(images=images), pose, fitted_intensity(gaussian()))
+    problem = Problem(series.replace(images=images), pose, likelihood, thickness=thickness)
     console.say("refining the poses together with a volume")
     key = jax.random.key(seed)
     refined = refine(problem, free, key=key, callbacks=lambda binning: [] if console.quiet else [progress()])
@@ -88,8 +101,9 @@ def straightened(series: TiltSeries, found: Alignment, refined: Refined) -> Alig
     if not found.turn and abs(np.sin(turn)) * max(series.images.shape[-2:]) / 2 < AXIS_MATTERS_PX:
         return replace(found, shift=shift)
     c, s = np.cos(turn), np.sin(turn)
-    axis_deg = np.rad2deg(turn) + (found.axis_deg if found.turn else 0.0)
-    return replace(found, shift=shift @ np.array([[c, -s], [s, c]]), axis_deg=float(axis_deg), turn=True)
+    axis_deg = float(np.rad2deg(turn) + (found.axis_deg if found.turn else 0.0))
+    notes = {**found.notes, "tilt_axis": f"{axis_deg:.2f}° off y, refined together with a volume; images turned"}
+    return replace(found, shift=shift @ np.array([[c, -s], [s, c]]), axis_deg=axis_deg, turn=True, notes=notes)
 
 
 def by_transforms(series: TiltSeries, settings: Reconstruct) -> tuple[TiltSeries, Pose]:

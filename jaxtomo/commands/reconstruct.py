@@ -46,7 +46,8 @@ class Preparing:
     refine_poses: Annotated[str | None, arg(metavar="WHAT", help_behavior_hint=NONE)] = None
     """Refine the alignment together with a volume before the reconstruction. WHAT are some of shift, axis, tilt,
     centre, rotation, second-tilt, magnification, each with how far it is expected to be wrong if you know (pixels,
-    degrees): shift,axis is what every series can tell, shift,axis,tilt=0.3 for angles good to 0.3 degrees."""
+    degrees): shift,axis is what every series can tell, shift,axis,tilt=0.3 for angles good to 0.3 degrees. Tilts that
+    are held out are refined with the others."""
     background: Annotated[float | None, arg(metavar="LEVEL", help_behavior_hint="(default: the vacuum's)")] = None
     """The intensity where there is no specimen, to be subtracted; 0 subtracts nothing."""
     channel: Annotated[int | None, arg(metavar="N", help_behavior_hint=NONE)] = None
@@ -220,9 +221,22 @@ def _check(settings: Reconstruct) -> None:
         raise UsageError("--xf is an alignment, and --no-align asks for none. Give one of them.")
     rows_asked(preparing.slab)
     if preparing.refine_poses is not None:
-        freedom(preparing.refine_poses)
+        if _mixing(preparing) and (preparing.slab or slabs > 1):
+            raise InputError(
+                f"--refine-poses {preparing.refine_poses}: what is turned or tilted image by image mixes rows, so none "
+                "can be cut out. Leave --slab and --slabs out, or refine shift, tilt and, of a raw series, axis only."
+            )
         if hosts.several():
             raise InputError("--refine-poses: not on several hosts. Refine on one with jaxtomo align --joint.")
+
+
+def _mixing(preparing: Preparing) -> bool:
+    """Whether refined poses may mix rows: an axis does not where the images can still be turned."""
+    if preparing.refine_poses is None:
+        return False
+    free = freedom(preparing.refine_poses)
+    raw = preparing.align and preparing.xf is None
+    return bool(free.rotation_deg or free.second_tilt_deg or free.magnification or (free.axis_deg and not raw))
 
 
 def _earlier(folder: Path, settings: Reconstruct) -> dict[str, Any]:
@@ -281,7 +295,8 @@ def planned(settings: Reconstruct, facts: dict, before: dict[str, Any] | None, f
     if settings.running.slabs is not None:
         return replace(whole, slabs=settings.running.slabs)
     solving = settings.solving
-    return whole if solving.likelihood != "gaussian" or solving.fit_intensity else plan.fewest_slabs(whole, free)
+    together = solving.likelihood != "gaussian" or solving.fit_intensity or _mixing(settings.preparing)
+    return whole if together else plan.fewest_slabs(whole, free)
 
 
 def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -81,11 +82,18 @@ def fit(
     """
 
     learned = Freedom() if freedom is None else freedom
+    if not 0 <= jitter < float("inf"):
+        raise InputError(f"jitter={jitter}: give voxels, 0 for none.")
     if rows is not None and (rows < 1 or stopping is not None):
         raise InputError(f"rows={rows}: give 1 or more, and no stopping rule, which looks at the whole volume.")
 
     def init(problem, key):
         module = prior(problem, rough(problem)[1], key)
+        if (rows is not None or jitter) and len(inspect.signature(module.__call__).parameters) == 0:
+            raise InputError(
+                f"rows and jitter ask for a volume on a Grid, which {type(module).__name__} does not give. Leave them "
+                "out, or take a coordinate network (priors.inr.network)."
+            )
         graph, parameters, rest = nnx.split(module, nnx.Param, ...)
         state = {"graph": graph, "parameters": parameters, "rest": rest}
         state["weights"] = problem.weights if pixel_weights is None else pixel_weights(problem)
@@ -122,15 +130,26 @@ def _part(problem, weights, key, rows, jitter):
         count = min(rows, height)
         start = jax.random.randint(jax.random.fold_in(key, 2), (), 0, height - count + 1)
 
-        def cut(array):
-            return array if array.shape[-1] == 1 else jax.lax.dynamic_slice_in_dim(array, start, count, -1)
+        # Each image is cut where it shows these rows; what is beyond an image or the slab says nothing here.
+        along, pose = jnp.zeros_like(problem.pose.tilt), problem.pose
+        if pose.shift is not None:
+            along = jax.lax.stop_gradient(jnp.round(pose.shift[:, 1]))
+            pose = pose.replace(shift=pose.shift.at[:, 1].add(-along))
+        index = start + along[:, None].astype(jnp.int32) + jnp.arange(count)
+        seen = (index >= 0) & (index < height)
+        if pose.shift is not None:
+            row = jnp.arange(count) - pose.shift[:, 1, None]
+            seen = seen & (row >= 0) & (row <= count - 1)
 
-        weights = cut(weights)
-        if problem.pose.shift is not None:  # pixels whose rows are not in the slab say nothing here
-            row = jnp.arange(count) - problem.pose.shift[:, 1, None]
-            weights = weights * ((row >= 0) & (row <= count - 1))[:, None, :]
-        shape = (*problem.shape[:2], count)
-        problem = problem.replace(images=cut(problem.images), weights=cut(problem.weights), shape=shape)
+        def cut(array):
+            wide = jnp.broadcast_to(array, jnp.broadcast_shapes(array.shape, (1, 1, height)))
+            return jnp.take_along_axis(wide, jnp.clip(index, 0, height - 1)[:, None, :], axis=-1)
+
+        def believed(weights):
+            return cut(weights) * seen[:, None, :]
+
+        weights, shape = believed(weights), (*problem.shape[:2], count)
+        problem = problem.replace(images=cut(problem.images), weights=believed(problem.weights), pose=pose, shape=shape)
         grid, share = grid.rows(start, count), count / height
     return grid, problem, weights, share
 
