@@ -77,10 +77,10 @@ def test_what_is_taken_out_leaves_every_image_as_it_is():
 def test_a_specimen_turned_about_the_beam_shows_as_second_tilts_and_rotations():
     """R_y(θ) R_z(γ) is R_z(γ / cos θ) R_y(θ) R_x(γ tan θ): not second tilts alone, which are then left as they are."""
     z, y, x = np.meshgrid(*[np.arange(24) - 11.5] * 3, indexing="ij")
-    gamma, tilt = 0.05, np.deg2rad(TILTS)
+    gamma, tilt = 0.03, np.deg2rad(TILTS)
 
     def blobs(x, y):
-        return sum(np.exp(-((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) / 6) for a, b, c in ((5, 2, 1), (-4, -5, 3)))
+        return sum(np.exp(-((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) / 14) for a, b, c in ((5, 2, 1), (-4, -5, 3)))
 
     turned = blobs(x * np.cos(gamma) + y * np.sin(gamma), y * np.cos(gamma) - x * np.sin(gamma)).astype(np.float32)
     pose = Pose.nominal(TILTS)
@@ -91,7 +91,7 @@ def test_a_specimen_turned_about_the_beam_shows_as_second_tilts_and_rotations():
         for s, r in ((second, plane), (second, None), (0 * second, None))
     ]
     both, tilts_only, nothing = (float(jnp.abs(seen - other).mean()) for other in as_poses)
-    assert both < 0.15 * nothing and tilts_only > 0.5 * nothing
+    assert both < 0.4 * nothing and tilts_only > 0.8 * nothing  # what is left of both is interpolation
     alone = movable(problem_of(), Freedom(second_tilt_deg=1.0))
     steep = jnp.asarray(np.tan(tilt), jnp.float32)
     np.testing.assert_allclose(movement(problem_of(), {**alone, "second_tilt": steep})["second_tilt"], steep, atol=1e-5)
