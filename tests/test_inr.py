@@ -122,6 +122,21 @@ def test_stochastic_steps_find_the_same_volume(block, options):
     assert relative_error(result, volume) < (0.3 if options else 0.12)
 
 
+def test_a_fitted_network_is_drawn_finer(block):
+    from jaxtomo.solvers.fit import model_of
+
+    series, volume = block
+    states = []
+    result = jt.reconstruct(
+        jt.Problem(series), jt.inr(0.05, steps=100), callbacks=(lambda now: states.append(now.state),), assess=False
+    )
+    model, grid = model_of(states[-1]), Grid.of((16, 16, 12))
+    np.testing.assert_allclose(model(), result.volume.swapaxes(1, 2), rtol=1e-4, atol=1e-5)
+    fine = np.asarray(model(grid.finer(2)))
+    means = fine.reshape(16, 2, 16, 2, 12, 2).mean((1, 3, 5))
+    assert np.abs(means - np.asarray(model())).mean() < 0.1 * volume.mean() / volume.max() + 0.05
+
+
 def test_a_slab_of_all_rows_is_the_whole(block):
     series, _ = block
     problem = jt.Problem(series)

@@ -112,6 +112,12 @@ def fit(
     return Solver(init, step, _read, settings, steps, channels=True)
 
 
+def model_of(state) -> nnx.Module:
+    """The prior's module as it is fitted so far, from the state of a run (`Progress.state` in a callback): a coordinate
+    network can then be asked on any `Grid`."""
+    return nnx.merge(state["graph"], state["parameters"], state["rest"])
+
+
 def pose_of(problem, state):
     """The pose as it is learned so far."""
     return moved(problem, state["moves"]) if "moves" in state else problem.pose
@@ -208,6 +214,6 @@ def _read(problem, state):
     """Under a rule the best average, or the average of now if it is too early to tell; otherwise the volume of now."""
     pose = pose_of(problem, state)
     if "watch" not in state:
-        return nnx.merge(state["graph"], state["parameters"], state["rest"])(), pose
+        return model_of(state)(), pose
     watch, now = state["watch"], (state["watch"].averages.volume, pose)
     return jax.tree.map(lambda best, now: jnp.where(jnp.isfinite(watch.score), best, now), watch.best, now)

@@ -24,7 +24,7 @@ def inr(
     the solver sees to. `rows` and `jitter` are those of `fit`, `options` those of `priors.inr.INR`: by default tables
     at several scales and a small perceptron; for a SIREN
     `encoding=priors.inr.coordinates(), body=priors.inr.sines()` with a rate of 1e-3 and more steps.
-    [Müller et al. 2022 for the tables]
+    `fit.model_of(state)` is the network, which can be asked on a finer `Grid`. [Müller et al. 2022 for the tables]
     """
     settings = {"method": "inr", "weight": weight, "power": power, "planned_steps": steps, "rate": rate}
     return fit(
