@@ -40,6 +40,11 @@ class Freedom:
         if self.jump_px == 0:
             raise InputError("Freedom: jump_px is 0, so nothing could move. Give pixels above 0, or inf.")
 
+    @property
+    def expects(self) -> bool:
+        """Whether anything that may move is expected within bounds."""
+        return any(0 < value < math.inf for value in vars(self).values())
+
 
 ALL = Freedom(tilt_deg=0.3, axis_deg=math.inf)
 """What the alignment of a real series leaves open: shifts, the axis, and the angles that an encoder cannot know."""

@@ -175,7 +175,7 @@ def _loss(parameters, moves, graph, rest, weights, problem, freedom, key, rows, 
         predicted = here.project(volume)
         relative = relative_misfit(here, predicted, weights, share * whole)
     total = relative + (module.penalty(volume) if hasattr(module, "penalty") else 0.0)
-    if moves is not None:
+    if moves is not None and freedom.expects:
         # The noise that the prior is weighed against is what is not explained, over the pixels that are independent.
         pixels = independent_pixels(here.explained(predicted) - here.images, weights) / share
         total = total + jax.lax.stop_gradient(relative / pixels) * surprise(problem, freedom, moves)
