@@ -92,7 +92,7 @@ def refine(
 
     Args:
         problem: the series with the pose to start from. Its likelihood decides what outliers and jumps of intensity
-            do: `fitted_intensity(robust())` is safest.
+            do: `fitted_intensity(gaussian())` lets every image have its own gain and offset.
         freedom: what of the poses may move, and how far they are expected to be wrong.
         steps: of the finest level, at 128 pixels a side or less; each before it has half the pixels, down to 24, and
             three times the steps.

@@ -125,7 +125,7 @@ def test_stochastic_steps_find_the_same_volume(block, options):
 def test_a_fitted_network_is_drawn_finer(block):
     from jaxtomo.solvers.fit import model_of
 
-    series, volume = block
+    series, _ = block
     states = []
     result = jt.reconstruct(
         jt.Problem(series), jt.inr(0.05, steps=100), callbacks=(lambda now: states.append(now.state),), assess=False
@@ -134,7 +134,8 @@ def test_a_fitted_network_is_drawn_finer(block):
     np.testing.assert_allclose(model(), result.volume.swapaxes(1, 2), rtol=1e-4, atol=1e-5)
     fine = np.asarray(model(grid.finer(2)))
     means = fine.reshape(16, 2, 16, 2, 12, 2).mean((1, 3, 5))
-    assert np.abs(means - np.asarray(model())).mean() < 0.1 * volume.mean() / volume.max() + 0.05
+    coarse = np.asarray(model())
+    assert np.abs(means - coarse).mean() < 0.15 * coarse.mean()  # a voxel off would be 0.4
 
 
 def test_a_slab_of_all_rows_is_the_whole(block):
@@ -174,6 +175,9 @@ def test_rows_refuse_what_mixes_them(block):
         jt.fit(jt.voxels(), optax.adam(0.1), rows=0)
     with pytest.raises(jt.InputError, match="Voxels"):
         jt.reconstruct(jt.Problem(series), jt.fit(jt.voxels(), optax.adam(0.1), rows=4), 2, callbacks=())
+    maps = jt.Problem(jt.TiltSeries(np.stack([series.images] * 2), series.tilt_deg))
+    with pytest.raises(jt.InputError, match="channels"):
+        jt.reconstruct(maps, jt.inr(rows=4), 2, callbacks=(), assess=False)
     with pytest.raises(jt.InputError, match="jitter"):
         jt.inr(jitter=-1.0)
 

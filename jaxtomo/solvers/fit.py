@@ -189,6 +189,8 @@ def _stepper(optimizer, pose_optimizer, freedom, stopping, rows, jitter):
     def step(problem, state, key):
         moves, mixed = state.get("moves"), (problem.pose.rotation, problem.pose.magnification, problem.pose.second_tilt)
         turning = {"rotation", "axis", "magnification", "second_tilt"} & (moves or {}).keys()
+        if rows is not None and problem.images.ndim == 4:
+            raise InputError("rows: several channels are fitted whole. Leave rows out, or choose one channel.")
         if rows is not None and (turning or any(value is not None for value in mixed)):
             raise InputError("rows: a rotation, a magnification or a second tilt mixes rows. Leave rows out.")
         (total, seen_so), slopes = jax.value_and_grad(_loss, 0 if moves is None else (0, 1), has_aux=True)(
