@@ -102,3 +102,14 @@ def intensity(predicted, measured, weights, offset: bool = True):
     gain = jnp.where(live, gain, 1)
     gain = gain / (jnp.sum(jnp.where(live, gain, 0)) / jnp.maximum(jnp.sum(live), 1))
     return lax.stop_gradient(gain), lax.stop_gradient(jnp.broadcast_to(y0 - gain * p0, gain.shape))
+
+
+def noise_variance(images):
+    """σ² from the median size of diagonal details, differences along both image axes, where there are any: a background
+    without a count says nothing of the noise. [Donoho & Johnstone 1994]"""
+    detail = images
+    for axis in (1, 2):
+        if detail.shape[axis] > 1:
+            detail = jnp.diff(detail, axis=axis) / jnp.sqrt(2)
+    size = jnp.nanmedian(jnp.where(detail == 0, jnp.nan, jnp.abs(detail)))
+    return (jnp.where(jnp.isnan(size), 0, size) / 0.6745) ** 2

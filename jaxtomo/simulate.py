@@ -39,6 +39,7 @@ class Microscope:
         gain: standard deviation of log(gain), one gain per tilt.
         offset: standard deviation of the offset added to each image, as a fraction of the mean.
         outliers: mean number of grains per image that diffraction makes brighter, by a half to three times.
+        blur: standard deviation of the Gaussian probe, in pixels of the recorded images.
     """
 
     dose: float = 60.0
@@ -51,6 +52,7 @@ class Microscope:
     gain: float = 0.0
     offset: float = 0.0
     outliers: float = 0.0
+    blur: float = 0.0
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -105,10 +107,10 @@ def expose(
 ) -> Exposure:
     """Records `fine` at the angles `tilt_deg` (degrees):
 
-        images = gain (Poisson(dose (A f + outliers) / mean) mean / dose + readout noise) + offset
+        images = gain (Poisson(dose B (A f + outliers) / mean) mean / dose + readout noise) + offset
 
-    with A f the ray sums on the fine grid, averaged over 2x2 detector pixels and in voxel lengths of the truth, which
-    is `fine` averaged over 2x2x2. Deterministic by `seed`: each effect draws from its own stream of it (NumPy's
+    with A f the ray sums on the fine grid, averaged over 2x2 detector pixels and in voxel lengths of the truth, and B
+    the probe's blur. The truth is `fine` averaged over 2x2x2. Deterministic by `seed`: each effect draws from its own stream of it (NumPy's
     Generator), so turning one on leaves the draws of the others as they were. `pixel_nm` is passed on to the series.
 
     Raises InputError for a volume of an odd or empty side, with negative or non-finite voxels, or without any mass, and
@@ -134,6 +136,10 @@ def expose(
         )
     outliers = _diffraction(fine, fine_pose, microscope.outliers, streams[1])
     images = clean + outliers
+    if microscope.blur:
+        from scipy.ndimage import gaussian_filter
+
+        images = gaussian_filter(images, (0, microscope.blur, microscope.blur))
     if math.isfinite(microscope.dose):
         scale = microscope.dose / mean
         images = streams[2].poisson(scale * images.astype(float)) / scale

@@ -57,7 +57,7 @@ class Block(nnx.Module):
         start, self.deep = nnx.initializers.he_normal(), deep and width > 1
         taps = 3 * inputs if self.deep else inputs
         self.convolution = nnx.Conv(taps, outputs, (width, width), kernel_init=start, rngs=rngs)
-        self.norm = GroupNorm(outputs, deep)
+        self.norm = GroupNorm(outputs, (0, 1, 2) if deep else (1, 2))
 
     def __call__(self, features):
         features = self.convolution(beside(features) if self.deep else features)
@@ -65,12 +65,13 @@ class Block(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Zero mean and unit variance over four groups of channels: of a whole volume, or of every slice. [Wu & He 2018]"""
+    """Zero mean and unit variance over each group of channels and along `axes`, of a volume (0, 1, 2), of every slice
+    (1, 2), or of every voxel by itself (). [Wu & He 2018]"""
 
-    def __init__(self, channels: int, deep: bool):
+    def __init__(self, channels: int, axes: tuple[int, ...], groups: int = 4):
         self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
-        self.groups = 4 if channels % 4 == 0 else 1
-        self.axes = (0, 1, 2, 4) if deep else (1, 2, 4)
+        self.groups = groups if channels % groups == 0 else 1
+        self.axes = (*axes, 4)
 
     def __call__(self, features):
         split = features.reshape(*features.shape[:-1], self.groups, -1)
@@ -121,3 +122,79 @@ class UNet(nnx.Module):
             features = block(jnp.concatenate([wide, nnx.leaky_relu(skip(level), 0.2)], axis=-1))
             features = mix(features)
         return self.out(features)
+
+
+class Residual(nnx.Module):
+    """features + two convolutions 3×3(×3) of them, each after group norm of every voxel and SiLU; `conditions` scale
+    and shift what is between the two. Starts as the identity. [He et al. 2016; Perez et al. 2018 for the conditions]"""
+
+    def __init__(self, inputs: int, outputs: int, conditions: int, deep: bool, rngs: nnx.Rngs):
+        zeros, self.deep = nnx.initializers.zeros, deep
+        taps = 3 if deep else 1
+        self.before, self.between = GroupNorm(inputs, (), 8), GroupNorm(outputs, (), 8)
+        self.first = nnx.Conv(taps * inputs, outputs, (3, 3), rngs=rngs)
+        self.second = nnx.Conv(taps * outputs, outputs, (3, 3), kernel_init=zeros, rngs=rngs)
+        self.modulation = nnx.Linear(conditions, 2 * outputs, kernel_init=zeros, rngs=rngs)
+        self.skip = None if inputs == outputs else nnx.Linear(inputs, outputs, rngs=rngs)
+
+    def __call__(self, features, conditions):
+        scale, shift = jnp.split(self.modulation(conditions), 2)
+        inside = nnx.silu(self.before(features))
+        inside = self.first(beside(inside) if self.deep else inside)
+        inside = nnx.silu(self.between(inside) * (1 + scale) + shift)
+        inside = self.second(beside(inside) if self.deep else inside)
+        return inside + (features if self.skip is None else self.skip(features))
+
+
+class Attention(nnx.Module):
+    """features + what every voxel takes from all others, of its slice or of the volume. [Vaswani et al. 2017]"""
+
+    def __init__(self, channels: int, deep: bool, rngs: nnx.Rngs, heads: int = 4):
+        self.norm, self.heads, self.deep = GroupNorm(channels, (), 8), heads, deep
+        self.asked = nnx.Linear(channels, 3 * channels, rngs=rngs)
+        self.out = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, features):
+        slices = 1 if self.deep else features.shape[0]
+        tokens = self.asked(self.norm(features)).reshape(slices, -1, 3, self.heads, features.shape[-1] // self.heads)
+        query, key, value = (tokens[:, :, i] for i in range(3))
+        seen = jax.nn.dot_product_attention(query, key, value)
+        return features + self.out(seen.reshape(features.shape))
+
+
+class ConditionedUNet(nnx.Module):
+    """A U-Net of residual blocks, told `conditions [condition]`: features `[y, z, x, inputs]` to `[y, z, x, outputs]`.
+
+    A block on the way down and one on the way up at every level; attention between two more at the coarsest. Nothing
+    but that looks at more than a neighbourhood, so that a tile is treated as the same part of a whole. Starts at zero.
+    [Ho, Jain & Abbeel 2020]
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, conditions: int, channels: Sequence[int], deep: bool, rngs: nnx.Rngs
+    ):
+        width = 64
+        self.axes = (0, 1, 2) if deep else (1, 2)
+        self.told = nnx.List([nnx.Linear(conditions, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
+        self.enter = nnx.Linear(inputs, channels[0], rngs=rngs)
+        pairs = [*zip((channels[0], *channels), channels, strict=False)]
+        self.down = nnx.List([Residual(a, b, width, deep, rngs) for a, b in pairs])
+        self.attention = Attention(channels[-1], deep, rngs)
+        self.bottom = Residual(channels[-1], channels[-1], width, deep, rngs)
+        self.up = nnx.List([Residual(a + b, a, width, deep, rngs) for a, b in pairs[1:]])
+        self.norm = GroupNorm(channels[0], (), 8)
+        self.out = nnx.Linear(channels[0], outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, features, conditions) -> jax.Array:
+        for layer in self.told:
+            conditions = nnx.silu(layer(conditions))
+        features, levels = self.enter(features), []
+        for block in self.down:
+            features = halved(features, self.axes) if levels else features
+            features = block(features, conditions)
+            levels.append(features)
+        features = self.bottom(self.attention(features), conditions)
+        for level, block in zip(levels[-2::-1], [*self.up][::-1], strict=True):
+            wide = doubled(features, level.shape, self.axes)
+            features = block(jnp.concatenate([wide, level], axis=-1), conditions)
+        return self.out(nnx.silu(self.norm(features)))

@@ -100,22 +100,13 @@ def _padded(array, axes):
     return jnp.pad(array, [(PADDING * (a in axes),) * 2 for a in range(array.ndim)])
 
 
-def noise_variance(images):
-    """σ² from the median size of diagonal details, differences along both image axes. [Donoho & Johnstone 1994]"""
-    detail = images
-    for axis in (1, 2):
-        if detail.shape[axis] > 1:
-            detail = jnp.diff(detail, axis=axis) / jnp.sqrt(2)
-    return (jnp.median(jnp.abs(detail)) / 0.6745) ** 2
-
-
 @jax.jit
 def _init(problem, finer, frequency, power, contrast, weight):
     lengths = ray_lengths(problem)
     mean = jnp.sum(problem.weights * problem.images) / jnp.sum(problem.weights * lengths)
     # No noise at all would leave nothing to stop the iteration at: a thousandth of the signal is the least.
     least = 1e-6 * jnp.mean(problem.images**2)
-    noise = jnp.maximum(noise_variance(problem.images), least)
+    noise = jnp.maximum(likelihood.noise_variance(problem.images), least)
     power = jnp.interp(_frequencies(problem.shape) / finer, frequency, power).astype(problem.images.dtype)
     root = jnp.sqrt(power) * contrast * jnp.abs(mean)
     residual = problem.images - mean * lengths

@@ -1,0 +1,209 @@
+"""Examples to train a prior on: cuts of known volumes through a simulated microscope, and what linear algebra makes of
+the images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from .data import Pose, Problem
+from .errors import InputError
+from .priors.score import geometry, mirrored
+from .simulate import Microscope, average, expose
+from .solvers.gaussian import gaussian
+from .spectrum import Spectrum, spectrum_of
+
+TILTS = 61  # of every simulated series: where fewer are drawn, some are there twice, with no weight
+CORNER = 64  # voxels a side that large volumes keep for validation
+POOL = 96  # examples that batches are drawn from
+RENEWED = 12  # batches after which the oldest of them is replaced
+
+
+class Example(NamedTuple):
+    """A specimen `[z, x, y]`, the Gaussian solution of its images, both relative to its density, and what
+    `priors.score.geometry` says of these."""
+
+    truth: np.ndarray
+    guide: np.ndarray
+    geometry: np.ndarray
+
+
+@dataclass(frozen=True)
+class Library:
+    """Volumes to learn from, on a grid twice as fine as what is learned, and which part of them is not to be seen.
+
+    Of volumes with room enough beside it the last corner of 64³ voxels (of what is learned) is kept for validation, of
+    others every twentieth volume.
+
+    Attributes:
+        volumes: `[z, y, x]` each, intensities from 0 for nothing.
+        side: voxels of an example.
+        spectrum: of what is not kept.
+    """
+
+    volumes: Sequence[np.ndarray]
+    side: int
+    spectrum: Spectrum
+
+    @staticmethod
+    def of(volumes: Sequence[np.ndarray], side: int) -> Library:
+        """Raises InputError for volumes smaller than an example, negative or empty."""
+        for i, volume in enumerate(volumes):
+            if volume.ndim != 3 or min(volume.shape) < 2 * side:
+                raise InputError(
+                    f"volume {i + 1} has shape {volume.shape}: examples of {side} voxels a side need {2 * side} along "
+                    "every axis, since they are projected on a grid twice as fine. Ask for smaller examples."
+                )
+            if not np.isfinite(volume).all() or volume.min() < 0 or not volume.any():
+                raise InputError(f"volume {i + 1} is empty, or has negative or non-finite voxels.")
+        if not volumes:
+            raise InputError("no volume to learn from.")
+        library = Library(volumes, side, None)  # type: ignore[arg-type]
+        seen = (volume for i, volume in enumerate(volumes) if library.keeps_corner or not _kept(i))
+        shown = (_without_corner(volume) if library.keeps_corner else volume for volume in seen)
+        return Library(volumes, side, spectrum_of(average(_even(volume.astype(np.float32))) for volume in shown))
+
+    @functools.cached_property
+    def keeps_corner(self) -> bool:
+        return all(min(volume.shape) >= 2 * CORNER + 2 * self.side // 4 for volume in self.volumes)
+
+    def cut(self, rng: np.random.Generator, validation: bool = False) -> np.ndarray:
+        """`[2 side] * 3` float32 of one of the volumes, at a random place, turned by a random symmetry of the cube."""
+        side = 2 * self.side
+        if self.keeps_corner:
+            volume = self.volumes[rng.integers(len(self.volumes))]
+            while True:
+                low = [n - 2 * CORNER if validation else 0 for n in volume.shape]
+                start = [int(rng.integers(a, n - side + 1)) for a, n in zip(low, volume.shape, strict=True)]
+                into = all(s + side > n - 2 * CORNER for s, n in zip(start, volume.shape, strict=True))
+                if validation or not into:
+                    break
+        else:
+            which = [i for i in range(len(self.volumes)) if _kept(i) == validation]
+            volume = self.volumes[which[rng.integers(len(which))]]
+            start = [int(rng.integers(0, n - side + 1)) for n in volume.shape]
+        part = volume[tuple(slice(s, s + side) for s in start)].astype(np.float32)
+        flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
+        return part.transpose(rng.permutation(3))[flips]
+
+    def example(self, seed: Sequence[int], validation: bool = False) -> Example:
+        """The example of a seed: a cut, its tilt series under a random microscope, and the Gaussian solution."""
+        rng = np.random.default_rng(seed)
+        fine = specimen(self.cut(rng, validation), rng)
+        tilt_deg, microscope = conditions(rng)
+        index = np.arange(TILTS) % len(tilt_deg)
+        series = expose(fine, tilt_deg[index], microscope, int(rng.integers(2**31))).series
+        believed = (np.arange(TILTS) < len(tilt_deg)).astype(np.float32)
+        problem = Problem(series, Pose.nominal(series.tilt_deg), weights=believed)
+        guide, told = guided(problem, self.spectrum)
+        truth = average(fine).swapaxes(1, 2)
+        density = np.sum(truth**2) / np.sum(truth) * np.exp(0.12 * rng.normal())
+        return Example(truth / density, np.asarray(guide) / density, np.asarray(told))
+
+
+def _kept(index: int) -> bool:
+    return index % 20 == 19
+
+
+def _without_corner(volume):
+    """The largest box of a volume that leaves out its last corner."""
+    return volume[: volume.shape[0] - 2 * CORNER]
+
+
+def _even(volume):
+    return volume[tuple(slice(n - n % 2) for n in volume.shape)]
+
+
+def specimen(cut: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A cut as a specimen for a microscope: another contrast curve, and of what fills its box sometimes a milled pillar
+    or lamella with nothing around it."""
+    largest = float(cut.max()) or 1.0
+    cut = largest * (cut / largest) ** float(np.exp(0.15 * rng.normal()))
+    if (cut > 0).mean() < 0.95 or rng.random() > 0.3:
+        return cut
+    n = len(cut)
+    z, x = (line - (n - 1) / 2 for line in np.ogrid[:n, :n])
+    turn, off = rng.uniform(0, np.pi), rng.uniform(-0.15, 0.15)
+    across = np.hypot(z, x) if rng.random() < 0.5 else np.abs(z * np.cos(turn) + x * np.sin(turn) + off * n)
+    inside = np.clip(rng.uniform(0.2, 0.48) * n - across, 0, 2) / 2
+    return (cut * inside[:, None, :]).astype(np.float32)
+
+
+def conditions(rng: np.random.Generator) -> tuple[np.ndarray, Microscope]:
+    """Tilts in degrees and a microscope, drawn over what is met: ±4° to ±75°, 5 to 61 tilts, 10 to 500 electrons."""
+    most, count = np.exp(rng.uniform(np.log(4), np.log(75))), round(np.exp(rng.uniform(np.log(5), np.log(TILTS))))
+    count = int(np.clip(count, 1 + 2 * most / 20, 1 + 2 * most / 0.5))
+    middle = rng.normal(0, 3) if rng.random() < 0.3 else 0.0
+    moving = rng.random() < 0.3
+    return middle + np.linspace(-most, most, count), Microscope(
+        dose=float(np.exp(rng.uniform(np.log(10), np.log(500)))),
+        shift_jitter_px=rng.uniform(0, 0.5) if moving else 0.0,
+        tilt_jitter_deg=rng.uniform(0, 0.3) if moving else 0.0,
+        gain=rng.uniform(0, 0.02) if moving else 0.0,
+        blur=rng.uniform(0, 0.6) if rng.random() < 0.3 else 0.0,
+    )
+
+
+def guided(problem: Problem, spectrum: Spectrum):
+    """(guide, geometry): the Gaussian solution `[z, x, y]` of a problem and what a network is told of its images."""
+    solver = gaussian(spectrum)
+    state = solver.init(problem, None)
+    return _solved(problem, state, step=solver.step, read=solver.read, steps=solver.steps), _told(problem)
+
+
+_told = jax.jit(geometry)
+
+
+@functools.partial(jax.jit, static_argnames=("step", "read", "steps"))
+def _solved(problem, state, *, step, read, steps):
+    return read(problem, jax.lax.fori_loop(0, steps, lambda _, s: step(problem, s, None)[0], state))[0]
+
+
+class Batches:
+    """Batches of examples for training, the same for the same seed and number, whichever were asked for before.
+
+    Batch i is drawn from the examples i/12 to i/12 + 96, flipped and cut to patches at random.
+    """
+
+    def __init__(
+        self, library: Library, size: int, patch: tuple[int, int, int], seed: int = 0, validation: bool = False
+    ):
+        """Args:
+        library: where the examples come from.
+        size: of a batch.
+        patch: voxels (z, x, y) of what is cut from an example.
+        seed: of everything.
+        validation: of the part of the library that is kept for it; batch i is then of the same `size` examples.
+        """
+        if max(patch) > library.side:
+            raise InputError(f"patches of {patch} voxels cannot be cut from examples of {library.side}.")
+        self.library, self.size, self.patch, self.seed, self.validation = library, size, patch, seed, validation
+        self.pool: dict[int, Example] = {}
+
+    def __call__(self, i: int, said=lambda done: None) -> Example:
+        """Batch `i`: an Example of arrays with a leading axis. `said(share)` hears of the first pool's progress."""
+        first = 0 if self.validation else i // RENEWED
+        count = self.size if self.validation else POOL
+        for j in [j for j in self.pool if j < first]:
+            del self.pool[j]
+        for j in range(first, first + count):
+            if j not in self.pool:
+                self.pool[j] = self.library.example((self.seed, int(self.validation), j), self.validation)
+                said((j - first + 1) / count)
+        rng = np.random.default_rng((self.seed, 2, i))
+        which = range(count) if self.validation else first + rng.integers(0, count, self.size)
+        return Example(*map(np.stack, zip(*(self._patch(self.pool[int(j)], rng) for j in which), strict=True)))
+
+    def _patch(self, example: Example, rng: np.random.Generator) -> Example:
+        start = [rng.integers(0, self.library.side - n + 1) for n in self.patch]
+        box = tuple(slice(s, s + n) for s, n in zip(start, self.patch, strict=True))
+        turned = rng.random(3) < 0.5
+        flips = tuple(slice(None, None, -1 if t else 1) for t in turned)
+        told = np.asarray(mirrored(example.geometry)) if turned[0] != turned[1] else example.geometry
+        return Example(example.truth[box][flips], example.guide[box][flips], told)
+

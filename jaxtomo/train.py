@@ -1,0 +1,164 @@
+"""Training of the priors that learn from examples: one loop, checkpointed, that goes on where it was stopped."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .errors import InputError
+from .priors.score import SIGMA_DATA, SIGMA_MAX, Score
+
+MEAN, SPREAD = -1.2, 1.2  # of ln σ in training [Karras et al. 2022]
+ALONE, POINT = 0.25, 0.35  # share of examples without a guide, and of those with one the share that sees only that
+MEMORY = 0.999  # of the running average of the weights
+EVERY = 100  # steps between two lines of the log and looks at the validation examples
+
+
+class State(NamedTuple):
+    parameters: Any
+    average: Any  # of the parameters: what is used
+    optimizer: Any
+
+
+def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
+    """Adam at `rate` after a warm-up of 100 steps, falling along a cosine to 1 % over `steps`; gradients clipped."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, max(1, steps // 10)), steps, 0.01 * rate)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
+
+
+def denoising_loss(score: Score, batch, key, point=None):
+    """Mean of |D - x|² (σ² + σ_d²) / (σ σ_d)²: about 1 of a network that knows nothing. [Karras et al. 2022, eq. 8]
+
+    Each example of the batch draws its σ and noise from `key`; some see no guide, and some nothing but that. `point`
+    decides that for all: True for the guide alone, False for denoising without it.
+    """
+    draw = jax.random.split(key, 4)
+    truth = jax.vmap(lambda v: score.inward(v, 1.0))(batch.truth)
+    guide = jax.vmap(lambda v: score.inward(v, 1.0))(batch.guide)
+    count = truth.shape[0]
+    alone, only = jax.random.uniform(draw[0], (count,)) < ALONE, jax.random.uniform(draw[1], (count,)) < POINT
+    if point is not None:
+        alone, only = jnp.full(count, not point), jnp.full(count, point)
+    only = only & ~alone
+    sigma = jnp.where(only, SIGMA_MAX, jnp.exp(MEAN + SPREAD * jax.random.normal(draw[2], (count,))))
+
+    def wide(a):
+        return a.reshape(-1, 1, 1, 1)
+
+    noisy = truth + wide(sigma) * jax.random.normal(draw[3], truth.shape)
+    noisy = jnp.where(wide(only), 0, noisy)
+    guide, told = jnp.where(wide(alone), 0, guide), jnp.where(alone[:, None], 0, batch.geometry)
+    found = jax.vmap(score)(noisy, sigma, guide, told)
+    weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+    return jnp.mean(wide(weight) * (found - truth) ** 2)
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "transform"), donate_argnames="state")
+def step(state: State, graph, rest, batch, key, i, *, loss, transform):
+    """(state, loss): one step of training."""
+
+    def of(parameters):
+        return loss(nnx.merge(graph, parameters, rest), batch, jax.random.fold_in(key, i))
+
+    value, slope = jax.value_and_grad(of)(state.parameters)
+    change, inner = transform.update(slope, state.optimizer, state.parameters)
+    parameters = optax.apply_updates(state.parameters, change)
+    memory = jnp.minimum(MEMORY, (1 + i) / (10 + i))
+    average = jax.tree.map(lambda a, p: memory * a + (1 - memory) * p, state.average, parameters)
+    return State(parameters, average, inner), value
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "point"))
+def _validated(parameters, graph, rest, batch, *, loss, point):
+    return loss(nnx.merge(graph, parameters, rest), batch, jax.random.key(1), point)
+
+
+def train(
+    module: nnx.Module,
+    batches: Callable[[int], Any],
+    folder: str | Path,
+    *,
+    steps: int,
+    rate: float = 2e-3,
+    loss: Callable = denoising_loss,
+    validation: Any = None,
+    seed: int = 0,
+    resume: bool = False,
+    every: float = 120.0,
+    say: Callable[[str], None] = print,
+) -> nnx.Module:
+    """Train a module; returns it with the running average of its weights.
+
+    Batch i is `batches(i)`, its leading axis shared by all devices there are. Every 100 steps a line goes to
+    `folder/log.jsonl`, and a checkpoint to `folder/checkpoint` at most every `every` seconds, at the end and on Ctrl-C:
+    with `resume` the training goes on from there, to the same weights as without the interruption.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    graph, parameters, rest = nnx.split(module, nnx.Param, ...)
+    transform = optimizer(rate, steps)
+    state = State(parameters, jax.tree.map(jnp.copy, parameters), transform.init(parameters))
+    manager = ocp.CheckpointManager(
+        folder / "checkpoint", options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+    )
+    done, log = 0, folder / "log.jsonl"
+    if resume:
+        done = manager.latest_step() or 0
+        if done:
+            kept = manager.restore(done, args=ocp.args.StandardRestore(_numbered(state)))
+            state = jax.tree.unflatten(jax.tree.structure(state), [kept[name] for name in sorted(kept)])
+    elif manager.latest_step() is not None:
+        raise InputError(f"{folder}: holds a training already. Go on with it (--resume), or give another folder.")
+    devices = jax.devices()
+    sharding = NamedSharding(jax.sharding.Mesh(np.array(devices), ("example",)), PartitionSpec("example"))
+    key, began, saved, losses = jax.random.key(seed), time.monotonic(), time.monotonic(), []
+
+    def save():
+        nonlocal saved
+        if done != manager.latest_step():
+            manager.save(done, args=ocp.args.StandardSave(_numbered(state)), force=True)
+            manager.wait_until_finished()
+        saved = time.monotonic()
+
+    try:
+        while done < steps:
+            batch = batches(done)
+            if len(batch[0]) % len(devices) == 0:
+                batch = jax.device_put(batch, sharding)
+            state, value = step(state, graph, rest, batch, key, done, loss=loss, transform=transform)
+            losses.append(value)
+            done += 1
+            if done % EVERY == 0 or done == steps:
+                line = {"step": done, "loss": float(np.mean(jax.device_get(losses)))}
+                if validation is not None:
+                    for name, point in (("alone", False), ("guided", True)):
+                        seen = _validated(state.average, graph, rest, validation, loss=loss, point=point)
+                        line[name] = float(seen)
+                line["seconds"] = round(time.monotonic() - began, 1)
+                losses = []
+                with log.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                say("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
+                if not np.isfinite(line["loss"]):
+                    raise InputError(f"the loss is no number at step {done}. Start again with a lower rate ({rate:g}).")
+            if time.monotonic() - saved > every:
+                save()
+    finally:
+        save()
+    return nnx.merge(graph, state.average, rest)
+
+
+def _numbered(tree):
+    return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
