@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from .data import Pose, Problem
 from .errors import InputError
-from .priors.score import geometry, mirrored
+from .priors.score import mirrored
 from .simulate import Microscope, average, expose
-from .solvers.gaussian import gaussian
+from .solvers.expected import guided
 from .spectrum import Spectrum, spectrum_of
 
 TILTS = 61  # of every simulated series: where fewer are drawn, some are there twice, with no weight
@@ -149,21 +148,6 @@ def conditions(rng: np.random.Generator) -> tuple[np.ndarray, Microscope]:
     )
 
 
-def guided(problem: Problem, spectrum: Spectrum):
-    """(guide, geometry): the Gaussian solution `[z, x, y]` of a problem and what a network is told of its images."""
-    solver = gaussian(spectrum)
-    state = solver.init(problem, None)
-    return _solved(problem, state, step=solver.step, read=solver.read, steps=solver.steps), _told(problem)
-
-
-_told = jax.jit(geometry)
-
-
-@functools.partial(jax.jit, static_argnames=("step", "read", "steps"))
-def _solved(problem, state, *, step, read, steps):
-    return read(problem, jax.lax.fori_loop(0, steps, lambda _, s: step(problem, s, None)[0], state))[0]
-
-
 class Batches:
     """Batches of examples for training, the same for the same seed and number, whichever were asked for before.
 
@@ -206,4 +190,3 @@ class Batches:
         flips = tuple(slice(None, None, -1 if t else 1) for t in turned)
         told = np.asarray(mirrored(example.geometry)) if turned[0] != turned[1] else example.geometry
         return Example(example.truth[box][flips], example.guide[box][flips], told)
-

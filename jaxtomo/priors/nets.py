@@ -66,7 +66,7 @@ class Block(nnx.Module):
 
 class GroupNorm(nnx.Module):
     """Zero mean and unit variance over each group of channels and along `axes`, of a volume (0, 1, 2), of every slice
-    (1, 2), or of every voxel by itself (). [Wu & He 2018]"""
+    (1, 2). [Wu & He 2018]"""
 
     def __init__(self, channels: int, axes: tuple[int, ...], groups: int = 4):
         self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
@@ -125,13 +125,13 @@ class UNet(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """features + two convolutions 3×3(×3) of them, each after group norm of every voxel and SiLU; `conditions` scale
+    """features + two convolutions 3×3(×3) of them, each after group norm and SiLU; `conditions` scale
     and shift what is between the two. Starts as the identity. [He et al. 2016; Perez et al. 2018 for the conditions]"""
 
     def __init__(self, inputs: int, outputs: int, conditions: int, deep: bool, rngs: nnx.Rngs):
         zeros, self.deep = nnx.initializers.zeros, deep
-        taps = 3 if deep else 1
-        self.before, self.between = GroupNorm(inputs, (), 8), GroupNorm(outputs, (), 8)
+        taps, axes = (3, (0, 1, 2)) if deep else (1, (1, 2))
+        self.before, self.between = GroupNorm(inputs, axes, 8), GroupNorm(outputs, axes, 8)
         self.first = nnx.Conv(taps * inputs, outputs, (3, 3), rngs=rngs)
         self.second = nnx.Conv(taps * outputs, outputs, (3, 3), kernel_init=zeros, rngs=rngs)
         self.modulation = nnx.Linear(conditions, 2 * outputs, kernel_init=zeros, rngs=rngs)
@@ -150,7 +150,7 @@ class Attention(nnx.Module):
     """features + what every voxel takes from all others, of its slice or of the volume. [Vaswani et al. 2017]"""
 
     def __init__(self, channels: int, deep: bool, rngs: nnx.Rngs, heads: int = 4):
-        self.norm, self.heads, self.deep = GroupNorm(channels, (), 8), heads, deep
+        self.norm, self.heads, self.deep = GroupNorm(channels, (0, 1, 2) if deep else (1, 2), 8), heads, deep
         self.asked = nnx.Linear(channels, 3 * channels, rngs=rngs)
         self.out = nnx.Linear(channels, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
@@ -165,14 +165,12 @@ class Attention(nnx.Module):
 class ConditionedUNet(nnx.Module):
     """A U-Net of residual blocks, told `conditions [condition]`: features `[y, z, x, inputs]` to `[y, z, x, outputs]`.
 
-    A block on the way down and one on the way up at every level; attention between two more at the coarsest. Nothing
-    but that looks at more than a neighbourhood, so that a tile is treated as the same part of a whole. Starts at zero.
-    [Ho, Jain & Abbeel 2020]
+    A block on the way down and one on the way up at every level; attention and one more at the coarsest. What leaves
+    is read from the features both normed, for shape, and as they are, for height. Starts at zero. [Ho, Jain & Abbeel
+    2020]
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, conditions: int, channels: Sequence[int], deep: bool, rngs: nnx.Rngs
-    ):
+    def __init__(self, inputs: int, outputs: int, conditions: int, channels: Sequence[int], deep: bool, rngs: nnx.Rngs):
         width = 64
         self.axes = (0, 1, 2) if deep else (1, 2)
         self.told = nnx.List([nnx.Linear(conditions, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
@@ -182,8 +180,8 @@ class ConditionedUNet(nnx.Module):
         self.attention = Attention(channels[-1], deep, rngs)
         self.bottom = Residual(channels[-1], channels[-1], width, deep, rngs)
         self.up = nnx.List([Residual(a + b, a, width, deep, rngs) for a, b in pairs[1:]])
-        self.norm = GroupNorm(channels[0], (), 8)
-        self.out = nnx.Linear(channels[0], outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.norm = GroupNorm(channels[0], self.axes, 8)
+        self.out = nnx.Linear(2 * channels[0], outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, features, conditions) -> jax.Array:
         for layer in self.told:
@@ -197,4 +195,4 @@ class ConditionedUNet(nnx.Module):
         for level, block in zip(levels[-2::-1], [*self.up][::-1], strict=True):
             wide = doubled(features, level.shape, self.axes)
             features = block(jnp.concatenate([wide, level], axis=-1), conditions)
-        return self.out(nnx.silu(self.norm(features)))
+        return self.out(jnp.concatenate([nnx.silu(self.norm(features)), features], axis=-1))

@@ -1,17 +1,30 @@
-"""A score network: what a volume was before noise was added to it, learned from examples; told what was measured."""
+"""A score network: what a volume was before noise was added to it, learned from examples; told what was measured.
+
+What is learned lies in a folder: `weights`, written by Orbax, and `card.json`, which says what they are and came from.
+`load` reads one by its path, or one that ships by its name.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from ..errors import InputError
 from ..likelihood import noise_variance
+from ..spectrum import Spectrum
 from .dip import unfolded
 from .nets import ConditionedUNet
+
+SHIPPED = Path(__file__).parent.parent / "weights"
 
 SIGMA_DATA = 0.5  # standard deviation of volumes in the network's units
 SIGMA_MAX = 80.0  # noise in which nothing is left of them
@@ -21,8 +34,8 @@ GEOMETRY = 5  # numbers that `geometry` tells
 class Score(nnx.Module):
     """D(v + n; σ, guide): the expected volume behind noise n of standard deviation σ, and behind a guide.
 
-        D = c_skip x + c_out F(c_in x; ln σ),  c_skip = σ_d² / (σ² + σ_d²),  c_out = σ σ_d / √(σ² + σ_d²),
-        c_in = 1 / √(σ² + σ_d²),  score = (D - x) / σ²
+        D = c_skip x + (1 - c_skip) guide + c_out F(c_in x, guide; ln σ),  score = (D - x) / σ²,
+        c_skip = σ_d² / (σ² + σ_d²),  c_out = σ σ_d / √(σ² + σ_d²),  c_in = 1 / √(σ² + σ_d²)
 
     The guide is the Gaussian solution of measured images, in which all is that they say linearly, and the geometry says
     how they were taken: with them it is the score of the posterior, learned, and without (zeros) that of the prior. At
@@ -58,16 +71,17 @@ class Score(nnx.Module):
         self.network = ConditionedUNet(2 * voxels, voxels, 16 + GEOMETRY, channels, deep, rngs)
         self.centre = nnx.Variable(jnp.asarray(centre, jnp.float32))
         self.scale = nnx.Variable(jnp.asarray(scale, jnp.float32))
-        self.patch = tuple(patch)
+        self.deep, self.patch, self.channels = deep, tuple(patch), tuple(channels)
 
     def __call__(self, noisy, sigma, guide, geometry):
         """The denoised volume `[z, x, y]` of `noisy`, for one `sigma`, a guide like it, and a geometry `[5]`."""
         total = sigma**2 + SIGMA_DATA**2
-        features = jnp.stack([noisy / jnp.sqrt(total), guide / SIGMA_DATA / 2], -1)
+        features = jnp.stack([noisy / jnp.sqrt(total), guide / SIGMA_DATA], -1)
         waves = jnp.log(sigma) / 4 * 2 * jnp.pi * 2.0 ** (jnp.arange(8) / 2 - 2)
         conditions = jnp.concatenate([jnp.sin(waves), jnp.cos(waves), geometry])
         made = unfolded(self.network(folded(features, self.patch), conditions), self.patch, noisy.shape)
-        return SIGMA_DATA**2 / total * noisy + sigma * SIGMA_DATA / jnp.sqrt(total) * made
+        kept = SIGMA_DATA**2 / total
+        return kept * noisy + (1 - kept) * guide + sigma * SIGMA_DATA / jnp.sqrt(total) * made
 
     def inward(self, volume, density):
         """A volume in the network's units."""
@@ -101,3 +115,68 @@ def geometry(problem):
 def mirrored(geometry):
     """The geometry of the same images as they see the specimen's mirror image, x or z turned round."""
     return geometry[jnp.array([0, 2, 1, 3, 4])] * jnp.array([1, -1, -1, 1, 1])
+
+
+class Weights(NamedTuple):
+    """A trained network.
+
+    Attributes:
+        score: the network.
+        spectrum: of what it was trained on: that of its guides.
+        card: where it comes from, and what it can do.
+    """
+
+    score: Score
+    spectrum: Spectrum
+    card: Mapping[str, Any]
+
+
+def save(folder: str | Path, weights: Weights) -> None:
+    """Write weights, in half precision, and their card to a new folder, beside and renamed."""
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise InputError(f"{folder} is there already. Give another folder.")
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    leaves = jax.tree.leaves(nnx.state(weights.score, nnx.Param))
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(beside / "weights", {f"{i:04d}": leaf.astype(jnp.float16) for i, leaf in enumerate(leaves)})
+    known = weights.spectrum
+    model = {
+        "deep": weights.score.deep,
+        "patch": weights.score.patch,
+        "channels": weights.score.channels,
+        "centre": float(weights.score.centre[...]),
+        "scale": float(weights.score.scale[...]),
+    }
+    spectrum = {name: getattr(known, name) for name in ("mean", "std")}
+    spectrum |= {name: [round(float(v), 8) for v in getattr(known, name)] for name in ("frequency", "power")}
+    card = {**weights.card, "network": model, "spectrum": spectrum}
+    (beside / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    beside.rename(folder)
+
+
+def load(name: str | Path) -> Weights:
+    """The weights in a folder, or those that ship under a name: `fibsem`, `nano`.
+
+    Raises InputError where there are none.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = SHIPPED / name if (SHIPPED / name / "card.json").is_file() else Path(name).absolute()
+    if not (folder / "card.json").is_file():
+        shipped = sorted(path.parent.name for path in SHIPPED.glob("*/card.json"))
+        raise InputError(f"{name}: no weights there (a folder with card.json). {', '.join(shipped)} ship with jaxtomo.")
+    card = json.loads((folder / "card.json").read_text())
+    spectrum = {key: np.asarray(value) if isinstance(value, list) else value for key, value in card["spectrum"].items()}
+    model = dict(card["network"], patch=tuple(card["network"]["patch"]), channels=tuple(card["network"]["channels"]))
+    graph, parameters, rest = nnx.split(Score(**model, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    leaves, structure = jax.tree.flatten(parameters)
+    asked = {f"{i:04d}": jax.ShapeDtypeStruct(leaf.shape, jnp.float16) for i, leaf in enumerate(leaves)}
+    with ocp.StandardCheckpointer() as reader:
+        kept = reader.restore(folder / "weights", asked)
+    found = jax.tree.unflatten(structure, [jnp.asarray(kept[key], jnp.float32) for key in sorted(kept)])
+    return Weights(nnx.merge(graph, found, rest), Spectrum(**spectrum), card)
