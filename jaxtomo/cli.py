@@ -31,6 +31,7 @@ COMMANDS = {
     "reconstruct": Command("reconstruct", "Reconstruct", "from a tilt series to a volume, its quality and a report"),
     "align": Command("align", "Align", "only align a tilt series, for other programs"),
     "simulate": Command("simulate", "Simulate", "a tilt series of a specimen of known truth"),
+    "train": Command("train", "Train", "teach the prior of --method diffusion from volumes"),
     "compare": Command("compare", "Compare", "how far two volumes agree: PSNR, SSIM, RMSE, FSC"),
     "report": Command("report", "Report", "write the report of a finished run again"),
 }

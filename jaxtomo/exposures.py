@@ -14,7 +14,7 @@ from .data import Pose, Problem
 from .errors import InputError
 from .priors.score import mirrored
 from .simulate import Microscope, average, expose
-from .solvers.expected import guided
+from .solvers.told import guided
 from .spectrum import Spectrum, spectrum_of
 
 TILTS = 61  # of every simulated series: where fewer are drawn, some are there twice, with no weight
@@ -75,7 +75,7 @@ class Library:
         """`[2 side] * 3` float32 of one of the volumes, at a random place, turned by a random symmetry of the cube."""
         side = 2 * self.side
         if self.keeps_corner:
-            volume = self.volumes[rng.integers(len(self.volumes))]
+            volume = self.volumes[int(rng.integers(len(self.volumes)))]
             while True:
                 low = [n - 2 * CORNER if validation else 0 for n in volume.shape]
                 start = [int(rng.integers(a, n - side + 1)) for a, n in zip(low, volume.shape, strict=True)]
@@ -83,8 +83,8 @@ class Library:
                 if validation or not into:
                     break
         else:
-            which = [i for i in range(len(self.volumes)) if _kept(i) == validation]
-            volume = self.volumes[which[rng.integers(len(which))]]
+            which = [volume for i, volume in enumerate(self.volumes) if _kept(i) == validation]
+            volume = which[int(rng.integers(len(which)))]
             start = [int(rng.integers(0, n - side + 1)) for n in volume.shape]
         part = volume[tuple(slice(s, s + side) for s in start)].astype(np.float32)
         flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))

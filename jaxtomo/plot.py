@@ -274,3 +274,22 @@ def _spacing(tilt: np.ndarray) -> float:
 def _reach(residual: np.ndarray) -> float:
     finite = np.abs(residual[np.isfinite(residual)])
     return float(np.percentile(finite, 99.5)) or 1.0 if finite.size else 1.0
+
+
+def pictures(rows: Mapping[str, Sequence[np.ndarray]]) -> Figure:
+    """Images side by side, a row for each name, those of a column on the scale of its first."""
+    count, (tall, across) = max(map(len, rows.values())), next(iter(rows.values()))[0].shape
+    unit = (WIDE - 0.9) / count
+    figure = _blank(WIDE, unit * tall / across * len(rows) + 0.1)
+    grid = figure.add_gridspec(
+        len(rows), count, left=0.075, right=0.995, top=0.99, bottom=0.01, wspace=0.03, hspace=0.03
+    )
+    scales = [window(image) for image in next(iter(rows.values()))]
+    for i, (name, images) in enumerate(rows.items()):
+        for k, (image, (low, high)) in enumerate(zip(images, scales, strict=True)):
+            axes = figure.add_subplot(grid[i, k])
+            axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="none")
+            _style(axes, ylabel=name if k == 0 else "", frame=False)
+            axes.set_xticks([])
+            axes.set_yticks([])
+    return figure

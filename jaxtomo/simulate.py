@@ -110,8 +110,9 @@ def expose(
         images = gain (Poisson(dose B (A f + outliers) / mean) mean / dose + readout noise) + offset
 
     with A f the ray sums on the fine grid, averaged over 2x2 detector pixels and in voxel lengths of the truth, and B
-    the probe's blur. The truth is `fine` averaged over 2x2x2. Deterministic by `seed`: each effect draws from its own stream of it (NumPy's
-    Generator), so turning one on leaves the draws of the others as they were. `pixel_nm` is passed on to the series.
+    the probe's blur. The truth is `fine` averaged over 2x2x2. Deterministic by `seed`: each effect draws from its own
+    stream of it (NumPy's Generator), so turning one on leaves the draws of the others as they were. `pixel_nm` is
+    passed on to the series.
 
     Raises InputError for a volume of an odd or empty side, with negative or non-finite voxels, or without any mass, and
     for tilts that are not finite or none at all.

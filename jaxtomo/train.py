@@ -1,11 +1,11 @@
-"""Training of the priors that learn from examples: one loop, checkpointed, that goes on where it was stopped."""
+"""Training of whatever learns from examples: one loop, checkpointed, that goes on where it was stopped."""
 
 from __future__ import annotations
 
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,10 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .errors import InputError
-from .priors.score import SIGMA_DATA, SIGMA_MAX, Score
 
-MEAN, SPREAD = -1.2, 1.2  # of ln σ in training [Karras et al. 2022]
-ALONE, POINT = 0.25, 0.35  # share of examples without a guide, and of those with one the share that sees only that
 MEMORY = 0.999  # of the running average of the weights
-EVERY = 100  # steps between two lines of the log and looks at the validation examples
+EVERY = 100  # steps between two lines of the log
+LOG = "log.jsonl"
 
 
 class State(NamedTuple):
@@ -31,37 +29,11 @@ class State(NamedTuple):
     optimizer: Any
 
 
+@functools.cache
 def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
     """Adam at `rate` after a warm-up of 100 steps, falling along a cosine to 1 % over `steps`; gradients clipped."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, max(1, steps // 10)), steps, 0.01 * rate)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
-
-
-def denoising_loss(score: Score, batch, key, point=None):
-    """Mean of |D - x|² (σ² + σ_d²) / (σ σ_d)²: about 1 of a network that knows nothing. [Karras et al. 2022, eq. 8]
-
-    Each example of the batch draws its σ and noise from `key`; some see no guide, and some nothing but that. `point`
-    decides that for all: True for the guide alone, False for denoising without it.
-    """
-    draw = jax.random.split(key, 4)
-    truth = jax.vmap(lambda v: score.inward(v, 1.0))(batch.truth)
-    guide = jax.vmap(lambda v: score.inward(v, 1.0))(batch.guide)
-    count = truth.shape[0]
-    alone, only = jax.random.uniform(draw[0], (count,)) < ALONE, jax.random.uniform(draw[1], (count,)) < POINT
-    if point is not None:
-        alone, only = jnp.full(count, not point), jnp.full(count, point)
-    only = only & ~alone
-    sigma = jnp.where(only, SIGMA_MAX, jnp.exp(MEAN + SPREAD * jax.random.normal(draw[2], (count,))))
-
-    def wide(a):
-        return a.reshape(-1, 1, 1, 1)
-
-    noisy = truth + wide(sigma) * jax.random.normal(draw[3], truth.shape)
-    noisy = jnp.where(wide(only), 0, noisy)
-    guide, told = jnp.where(wide(alone), 0, guide), jnp.where(alone[:, None], 0, batch.geometry)
-    found = jax.vmap(score)(noisy, sigma, guide, told)
-    weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
-    return jnp.mean(wide(weight) * (found - truth) ** 2)
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "transform"), donate_argnames="state")
@@ -79,9 +51,9 @@ def step(state: State, graph, rest, batch, key, i, *, loss, transform):
     return State(parameters, average, inner), value
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "point"))
-def _validated(parameters, graph, rest, batch, *, loss, point):
-    return loss(nnx.merge(graph, parameters, rest), batch, jax.random.key(1), point)
+@functools.partial(jax.jit, static_argnames="check")
+def _checked(parameters, graph, rest, data, *, check):
+    return check(nnx.merge(graph, parameters, rest), data)
 
 
 def train(
@@ -89,20 +61,26 @@ def train(
     batches: Callable[[int], Any],
     folder: str | Path,
     *,
+    loss: Callable,
     steps: int,
-    rate: float = 2e-3,
-    loss: Callable = denoising_loss,
-    validation: Any = None,
+    rate: float = 1.5e-3,
+    checks: Mapping[str, tuple[Callable, Any]] | None = None,
     seed: int = 0,
     resume: bool = False,
     every: float = 120.0,
     say: Callable[[str], None] = print,
 ) -> nnx.Module:
-    """Train a module; returns it with the running average of its weights.
+    """Minimise `loss(module, batch, key)`; returns the module with the running average of its weights.
 
-    Batch i is `batches(i)`, its leading axis shared by all devices there are. Every 100 steps a line goes to
-    `folder/log.jsonl`, and a checkpoint to `folder/checkpoint` at most every `every` seconds, at the end and on Ctrl-C:
-    with `resume` the training goes on from there, to the same weights as without the interruption.
+    Every 100 steps a line goes to `folder/log.jsonl`, and a checkpoint to `folder/checkpoint` at most every `every`
+    seconds, at the end and on Ctrl-C: with `resume` the training goes on from there, to the same weights as without the
+    interruption.
+
+    Args:
+        module: with the parameters to begin with.
+        batches: batch i, a tree of arrays whose leading axis all devices share if their number divides it.
+        folder: of the training. Raises InputError if there is one in it, without `resume`.
+        checks: what else is logged, of the averaged weights: by name `(function, data)`, `function(module, data)`.
     """
     import orbax.checkpoint as ocp
 
@@ -113,7 +91,7 @@ def train(
     manager = ocp.CheckpointManager(
         folder / "checkpoint", options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
     )
-    done, log = 0, folder / "log.jsonl"
+    done, log = 0, folder / LOG
     if resume:
         done = manager.latest_step() or 0
         if done:
@@ -135,17 +113,15 @@ def train(
     try:
         while done < steps:
             batch = batches(done)
-            if len(batch[0]) % len(devices) == 0:
+            if all(leaf.shape[0] % len(devices) == 0 for leaf in jax.tree.leaves(batch)):
                 batch = jax.device_put(batch, sharding)
             state, value = step(state, graph, rest, batch, key, done, loss=loss, transform=transform)
             losses.append(value)
             done += 1
             if done % EVERY == 0 or done == steps:
                 line = {"step": done, "loss": float(np.mean(jax.device_get(losses)))}
-                if validation is not None:
-                    for name, point in (("alone", False), ("guided", True)):
-                        seen = _validated(state.average, graph, rest, validation, loss=loss, point=point)
-                        line[name] = float(seen)
+                for name, (check, data) in (checks or {}).items():
+                    line[name] = float(_checked(state.average, graph, rest, data, check=check))
                 line["seconds"] = round(time.monotonic() - began, 1)
                 losses = []
                 with log.open("a") as file:

@@ -171,7 +171,8 @@ def load(name: str | Path) -> Weights:
         shipped = sorted(path.parent.name for path in SHIPPED.glob("*/card.json"))
         raise InputError(f"{name}: no weights there (a folder with card.json). {', '.join(shipped)} ship with jaxtomo.")
     card = json.loads((folder / "card.json").read_text())
-    spectrum = {key: np.asarray(value) if isinstance(value, list) else value for key, value in card["spectrum"].items()}
+    known = card["spectrum"]
+    spectrum = Spectrum(np.asarray(known["frequency"]), np.asarray(known["power"]), known["mean"], known["std"])
     model = dict(card["network"], patch=tuple(card["network"]["patch"]), channels=tuple(card["network"]["channels"]))
     graph, parameters, rest = nnx.split(Score(**model, rngs=nnx.Rngs(0)), nnx.Param, ...)
     leaves, structure = jax.tree.flatten(parameters)
@@ -179,4 +180,4 @@ def load(name: str | Path) -> Weights:
     with ocp.StandardCheckpointer() as reader:
         kept = reader.restore(folder / "weights", asked)
     found = jax.tree.unflatten(structure, [jnp.asarray(kept[key], jnp.float32) for key in sorted(kept)])
-    return Weights(nnx.merge(graph, found, rest), Spectrum(**spectrum), card)
+    return Weights(nnx.merge(graph, found, rest), spectrum, card)

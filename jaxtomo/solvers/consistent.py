@@ -33,9 +33,9 @@ def measured(problem) -> Images:
     return Images(weights / jnp.maximum(noise, least), jnp.sum(weights > 0))
 
 
-def chi_square(problem, images: Images, volume):
+def chi_square(problem, images: Images, predicted):
     """Mean of (A v - y)² / σ²: about 1 of a volume that explains the images and not their noise."""
-    residual = problem.explained(problem.project(volume)) - problem.images
+    residual = problem.explained(predicted) - problem.images
     return jnp.sum(images.precision * residual**2) / images.pixels
 
 

@@ -13,10 +13,10 @@ from ..errors import InputError
 from ..priors.score import SIGMA_DATA, SIGMA_MAX, Weights
 from ..solve import Solver
 from .consistent import chi_square, consistent
-from .expected import Told, denoised, tell
+from .told import Told, denoised, tell
 
 Sampler = Callable[..., jax.Array]
-"""`(denoise, noisy, sigma, next, key) -> noisy at the next level`; `denoise(noisy, sigma)` is what is expected behind."""
+"""`(denoise, noisy, sigma, next, key) -> noisy at the next level`; `denoise(noisy, sigma)` is what is expected."""
 
 
 def levels(steps: int, least: float = 0.02, most: float = SIGMA_MAX, rho: float = 7.0) -> np.ndarray:
@@ -76,8 +76,8 @@ def sample(
         steps: noise levels.
         samples: drawn at once, vmapped.
         sampler: from one level to the next: `ddim(η)`, the default, or `heun()`.
-        guided: whether the network is told the Gaussian solution of the images; without, it is the prior alone, and only
-            the correction knows the images.
+        guided: whether the network is told the Gaussian solution of the images; without, it is the prior alone, and
+            only the correction knows the images.
         trust: of the images over the network: the share of the noise level that counts as its error.
         corrections: CG steps.
     """
@@ -118,18 +118,12 @@ def _stepper(sampler: Sampler, corrections: int):
             return jax.vmap(lambda v: score.inward(v, told.density))(right)
 
         noisy = sampler(denoise, state["noisy"], sigma, next, key)
-        volume = score.outward(noisy[0], told.density)
-        fit = chi_square(problem, told.images, volume)
-        info = {"misfit": _relative(problem, volume), "loss": fit, "noise": next}
+        predicted = problem.project(score.outward(noisy[0], told.density))
+        fit = chi_square(problem, told.images, predicted)
+        info = {"misfit": problem.misfit(predicted)[0], "loss": fit, "noise": next}
         return {**state, "noisy": noisy, "level": state["level"] + 1}, info
 
     return step
-
-
-def _relative(problem, volume):
-    residual = problem.explained(problem.project(volume)) - problem.images
-    scale = jnp.maximum(jnp.sum(problem.weights * problem.images**2), 1e-30)
-    return jnp.sqrt(jnp.sum(problem.weights * residual**2) / scale)
 
 
 def volumes(state) -> jax.Array:
