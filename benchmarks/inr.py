@@ -53,7 +53,7 @@ LOSSES = {"mean square, count weights": None, "smooth L1": jt.robust(), "Poisson
 def as_a_user(case: Posed, **options) -> dict:
     """The weight chosen by left-out tilts, then the network; seconds with everything, compilation too."""
     began = time.perf_counter()
-    trial, steps = methods.trial("inr", None, ""), methods.trial_steps("inr", None, "")
+    trial, steps = methods.trial(methods.Asked("inr")), methods.trial_steps(methods.Asked("inr"))
     weight, _ = validate.choose_weight(case.problem, trial, methods.WEIGHTS["inr"], steps)
     chosen, curve = time.perf_counter(), []
 

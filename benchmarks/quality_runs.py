@@ -135,8 +135,8 @@ def dip_tv(posed: Posed) -> dict:
     """As a user gets it: the weight chosen by left-out tilts with voxels alone, and the volume where the rule puts it.
     The curve is the quality of the averages every fifty steps, for the truth's own choice of a stop."""
     began = time.perf_counter()
-    trial = methods.trial("dip-tv", None, "fib_sem")
-    steps = methods.trial_steps("dip-tv", None, "fib_sem")
+    asked = methods.Asked("dip-tv")
+    trial, steps = methods.trial(asked), methods.trial_steps(asked)
     weight, _ = validate.choose_weight(posed.problem, trial, methods.WEIGHTS["dip-tv"], steps)
     chosen, solver, curve = time.perf_counter(), jt.dip_tv(weight), []
 

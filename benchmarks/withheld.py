@@ -66,9 +66,9 @@ def main() -> None:
     measured("tvq", [(jt.tvq(w), None, f"weight {w:g}") for w in TV_WEIGHTS[:-1]])
     for name in ("root-tv", "dip-tv"):
         began = time.perf_counter()
-        trial, steps = methods.trial(name, None, "fib_sem"), methods.trial_steps(name, None, "fib_sem")
+        trial, steps = methods.trial(methods.Asked(name)), methods.trial_steps(methods.Asked(name))
         weight, _ = validate.choose_weight(kept, trial, methods.WEIGHTS[name], steps)
-        result = run(methods.maker(name, None, "fib_sem")(weight))
+        result = run(methods.maker(methods.Asked(name))(weight))
         rows.append((name, error(left, held, result.volume), f"weight {weight:g}, chosen", time.perf_counter() - began))
     best = min(TV_WEIGHTS, key=lambda w: error(left, held, run(jt.tv(w)).volume))
     everything = jt.reconstruct(problem, jt.tv(best), callbacks=(callbacks.stop_when_converged(),), assess=False)

@@ -104,12 +104,14 @@ def intensity(predicted, measured, weights, offset: bool = True):
     return lax.stop_gradient(gain), lax.stop_gradient(jnp.broadcast_to(y0 - gain * p0, gain.shape))
 
 
-def noise_variance(images):
+def noise_variance(images, chosen=None):
     """σ² from the median size of diagonal details, differences along both image axes, where there are any: a background
-    without a count says nothing of the noise. [Donoho & Johnstone 1994]"""
-    detail = images
+    without a count says nothing of the noise. `chosen` pixels are asked, or all. [Donoho & Johnstone 1994]"""
+    detail, asked = images, jnp.ones(images.shape, bool) if chosen is None else chosen
     for axis in (1, 2):
         if detail.shape[axis] > 1:
             detail = jnp.diff(detail, axis=axis) / jnp.sqrt(2)
-    size = jnp.nanmedian(jnp.where(detail == 0, jnp.nan, jnp.abs(detail)))
+            low, high = (lax.slice_in_dim(asked, k, asked.shape[axis] - 1 + k, axis=axis) for k in (0, 1))
+            asked = low & high
+    size = jnp.nanmedian(jnp.where((detail == 0) | ~asked, jnp.nan, jnp.abs(detail)))
     return (jnp.where(jnp.isnan(size), 0, size) / 0.6745) ** 2

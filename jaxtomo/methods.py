@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import InputError
 from .plan import TRIED_BY
 
-WEIGHTED = ("tv", "tvq", "root-tv", "dip-tv", "inr", "gaussian")
+WEIGHTED = ("tv", "tvq", "root-tv", "dip-tv", "inr", "gaussian", "diffusion")
 """Methods with a prior, whose strength `weight` sets."""
 ANY_LIKELIHOOD = ("sirt", "sart", "tvq", "root-tv", "dip", "dip-tv", "inr")
 """Methods that take another noise model than the Gaussian."""
-PLANNED = ("tvq", "root-tv", "dip", "dip-tv", "inr")
+PLANNED = ("tvq", "root-tv", "dip", "dip-tv", "inr", "diffusion")
 """Methods whose step length follows a plan for a number of steps, which more steps cannot go on with."""
 WEIGHTS = {
     "tv": (0.01, 0.03, 0.1, 0.3, 1.0),
@@ -30,16 +31,41 @@ def tries_weights(method: str, weight: float | str | None, tilts: int) -> bool:
     return weight == "auto" or (weight is None and method in WEIGHTED and tilts >= 6)
 
 
-def maker(method: str, steps: int | None, spectrum: str) -> Callable[[float | None], Any]:
-    """A function from a weight (None: the method's own) to the Solver."""
+class Asked(NamedTuple):
+    """What is asked of a method.
+
+    Attributes:
+        method: its name.
+        steps: how many; None for the method's own.
+        spectrum: of `gaussian`.
+        weights: of `diffusion`: a name or a folder.
+        members: of an ensemble; of `diffusion` samples of the posterior.
+        adapt: whether `diffusion` fits its network to the series.
+    """
+
+    method: str
+    steps: int | None = None
+    spectrum: str = "fib_sem"
+    weights: str = "nano"
+    members: int = 1
+    adapt: bool = False
+
+    @property
+    def turns(self) -> int:
+        """How many times the method's steps are done, one member after the other."""
+        return 1 if self.method == "diffusion" else self.members
+
+
+def maker(asked: Asked) -> Callable[[float | None], Any]:
+    """A function from a weight (None: the method's own) to the Solver of one member."""
     from . import solvers
 
     def make(weight: float | None):
         given: dict[str, Any] = {} if weight is None else {"weight": weight}
-        planned: dict[str, Any] = {} if steps is None else {"steps": steps}
-        match method:
+        planned: dict[str, Any] = {} if asked.steps is None else {"steps": asked.steps}
+        match asked.method:
             case "wbp" | "sirt" | "sart" | "cgls":
-                return getattr(solvers, method)()
+                return getattr(solvers, asked.method)()
             case "tv":
                 return solvers.tv(**given)
             case "tvq":
@@ -53,29 +79,46 @@ def maker(method: str, steps: int | None, spectrum: str) -> Callable[[float | No
             case "inr":
                 return solvers.inr(**given, **planned)
             case "gaussian":
-                return solvers.gaussian(spectrum, **given)
+                return solvers.gaussian(asked.spectrum, **given)
+            case "diffusion":
+                trained = _trained(asked.weights)
+                if asked.adapt:
+                    return solvers.adapt(trained, **planned)
+                if asked.members > 1:
+                    return solvers.sample(trained, samples=asked.members, **planned)
+                return solvers.expected(trained, **planned)
             case _:
-                raise InputError(f"no method {method!r}. Take one of {', '.join(NAMES)}.")
+                raise InputError(f"no method {asked.method!r}. Take one of {', '.join(NAMES)}.")
 
     return make
 
 
-def trial(method: str, steps: int | None, spectrum: str) -> Callable[[float | None], Any]:
+@functools.cache
+def _trained(name: str):
+    from .priors.score import load
+
+    return load(name)
+
+
+def trial(asked: Asked) -> Callable[[float | None], Any]:
     """A function from a weight to the Solver that tries it."""
-    if method == "inr":
+    if asked.method == "inr":
         from . import solvers
 
         return lambda weight: solvers.root_tv(**({} if weight is None else {"weight": weight}), steps=500, power=0.75)
-    return maker(TRIED_BY[method], None, spectrum) if method in TRIED_BY else maker(method, steps, spectrum)
+    return maker(asked._replace(method=TRIED_BY[asked.method], steps=None) if asked.method in TRIED_BY else asked)
 
 
-def trial_steps(method: str, steps: int | None, spectrum: str) -> int:
+def trial_steps(asked: Asked) -> int:
     """How many steps of `trial` tell weights apart: for tv that is long before the duality gap closes."""
-    usual = steps if steps is not None and method not in TRIED_BY else trial(method, steps, spectrum)(None).steps
-    return min(usual, 80) if method == "tv" else usual
+    if asked.steps is not None and asked.method not in TRIED_BY:
+        usual = asked.steps
+    else:
+        usual = trial(asked)(None).steps
+    return min(usual, 80) if asked.method == "tv" else usual
 
 
-NAMES = ("wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian")
+NAMES = ("wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian", "diffusion")
 
 
 def noise_model(likelihood: str, fit_intensity: bool):

@@ -24,7 +24,7 @@ def abstract(tilts, rows, width, thickness):
 @functools.cache
 def compiled_bytes(method, tilts, rows, width, thickness):
     """Peak memory of a step of the solver, by XLA's own account."""
-    solver = methods.maker(method, None, "fib_sem")(None)
+    solver = methods.maker(methods.Asked(method))(None)
     problem = abstract(tilts, rows, width, thickness)
     state = jax.eval_shape(solver.init, problem, jax.random.key(0))
     if method.startswith("dip"):

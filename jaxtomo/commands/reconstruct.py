@@ -61,13 +61,14 @@ class Solving:
     """How the volume is computed."""
 
     method: Annotated[
-        Literal["wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian"],
+        Literal["wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian", "diffusion"],
         arg(metavar="NAME"),
     ] = "tv"
     """tv: total variation, a good start for most specimens. tvq: sparse gradients, for particles with sharp edges.
     root-tv: few tilts or a wide missing wedge. inr: a network of coordinates, ahead of tv in many cases and slower.
     dip-tv: an untrained network beside voxels, for texture, slower still; dip: only that.
-    gaussian: textured volumes such as tissue. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
+    gaussian: textured volumes such as tissue. diffusion: a network that has learned what such specimens look like, for
+    a wide missing wedge. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
     weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=NONE)] = None
     """How strongly the methods with a prior (all but wbp, sirt, sart, cgls and dip) prefer a smooth volume: larger is
     smoother. auto, the default from six tilts, tries some, and takes the one that predicts left-out tilts best."""
@@ -82,15 +83,25 @@ class Solving:
     """Fit a gain and an offset for each tilt, for images scaled one by one (with the same methods)."""
     members: Annotated[int, arg(metavar="N", help_behavior_hint="(default: 1)")] = 1
     """Reconstruct N times, each with other random numbers and other weights of the pixels (8 is usual): the volume is
-    the mean, and spread.mrc tells where it is less sure (it ranks voxels; the errors are larger than it says)."""
+    the mean, and spread.mrc tells where it is less sure (it ranks voxels; the errors are larger than it says). Of
+    diffusion, N samples of what the specimen can be."""
     spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
     """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
+    weights: Annotated[str, arg(metavar="fibsem|nano|DIR")] = "nano"
+    """What diffusion has learned: nano, particles and porous matter; fibsem, tissue; or the weights of a jaxtomo
+    train."""
+    adapt: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Fit the network of diffusion to this series, for a specimen unlike those it was trained on."""
     hold_out: Annotated[int, arg(metavar="N")] = 0
     """Leave N tilts out, spread over the range, and report how well the volume predicts them."""
     assess: Annotated[bool, arg(help_behavior_hint=NONE)] = True
     """Skip the quality numbers, which take two more reconstructions of half the tilts."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Of whatever is random in a method."""
+
+    @property
+    def asked(self) -> methods.Asked:
+        return methods.Asked(self.method, self.steps, self.spectrum, self.weights, self.members, self.adapt)
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,10 @@ def _check(settings: Reconstruct) -> None:
         raise InputError("--members: wbp does not weigh pixels, so all would be the same. Take another --method.")
     if slabs > 1 and solving.members > 1:
         raise InputError(f"--members {solving.members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
+    if solving.adapt and (solving.method != "diffusion" or solving.members > 1):
+        raise InputError("--adapt: fits the network of --method diffusion, and not with --members. Leave it out.")
+    if hosts.several() and solving.method == "diffusion":
+        raise InputError("--method diffusion: not on several hosts. Start it on one.")
     if hosts.several() and solving.members > 1:
         raise InputError(f"--members {solving.members}: not on several hosts. Start it on one, or leave it out.")
     if slabs > 1 and hosts.several():
@@ -274,7 +289,7 @@ def _more_steps(before: dict[str, Any], settings: Reconstruct) -> bool:
     wanted = settings.solving.steps
     return (
         wanted is not None
-        and settings.solving.members * wanted > before.get("steps_asked", 0)
+        and settings.solving.asked.turns * wanted > before.get("steps_asked", 0)
         and not before.get("converged", False)
     )
 
@@ -308,9 +323,9 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
     if asked is not None:
         rows = max(1, min(rows, asked.stop) - asked.start)
     tilts = count - len(settings.reading.skip)
-    steps = solving.members * (solving.steps or methods.maker(solving.method, None, solving.spectrum)(None).steps)
+    steps = solving.asked.turns * (solving.steps or methods.maker(solving.asked)(None).steps)
     trying = methods.tries_weights(solving.method, solving.weight, tilts)
-    trial = methods.trial_steps(solving.method, solving.steps, solving.spectrum)
+    trial = methods.trial_steps(solving.asked)
     return plan.Plan(
         method=solving.method,
         tilts=tilts,

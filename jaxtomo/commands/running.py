@@ -89,7 +89,7 @@ def carry_out(
         solver = _solver(task, before, stages)
         steps = solving.steps or solver.steps
         judge = solver
-        if solving.members > 1:
+        if solving.asked.turns > 1:
             solver, steps = ensembles.in_turn(solver, solving.members), solving.members * steps
         facts: dict[str, Any] = {
             "status": "running",
@@ -179,7 +179,7 @@ def _read(
 def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver:
     """The solver, with its weight chosen by left-out tilts if that is asked for and was not done before."""
     solving = task.settings.solving
-    make = methods.maker(solving.method, solving.steps, solving.spectrum)
+    make = methods.maker(solving.asked)
     if not methods.tries_weights(solving.method, solving.weight, task.series.tilt_deg.size):
         return make(None if solving.weight == "auto" else solving.weight)
     if before and before.get("weight") is not None:
@@ -187,8 +187,7 @@ def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver
     candidates = methods.WEIGHTS[solving.method]
     with stages("weight", f"choosing the weight of {solving.method}: {len(candidates)} trials on a slab"):
         problem = task.problem(*middle(task, task.plan.tried_rows), task.weights)
-        trial = methods.trial(solving.method, solving.steps, solving.spectrum)
-        steps = methods.trial_steps(solving.method, solving.steps, solving.spectrum)
+        trial, steps = methods.trial(solving.asked), methods.trial_steps(solving.asked)
         weight, errors = choose_weight(problem, trial, candidates, steps, key=task.key)
     tried = ", ".join(f"{w:g}: {100 * e:.3g} %" for w, e in zip(candidates, errors, strict=True))
     task.console.say(f"weight {weight:g}, by the error on left-out tilts ({tried})")

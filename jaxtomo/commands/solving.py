@@ -144,7 +144,7 @@ def middle_rows(series: TiltSeries, count: int) -> slice:
 def judged(task: Task, solver: Solver, result: Reconstruction) -> dict[str, Any]:
     """The numbers that need no truth, from all tilts, on rows in the middle; of one member of an ensemble."""
     problem = task.problem(*middle(task, task.plan.judged_rows), None)
-    steps = int(result.settings["steps"]) // task.settings.solving.members
+    steps = int(result.settings["steps"]) // task.settings.solving.asked.turns
     return cross_check(problem, solver, max(1, steps), key=task.key)
 
 

@@ -1,15 +1,36 @@
 """The methods, one rule a file. Each maker returns a `jaxtomo.solve.Solver`."""
 
+from .adapt import adapt
 from .cgls import cgls
 from .dip import dip, dip_tv
+from .expected import expected
 from .fit import fit
 from .gaussian import gaussian
 from .inr import inr
+from .plug_and_play import plug_and_play
 from .root_tv import root_tv
+from .sample import sample
 from .sart import sart
 from .sirt import sirt
 from .tv import tv
 from .tvq import tvq
 from .wbp import wbp
 
-__all__ = ["cgls", "dip", "dip_tv", "fit", "gaussian", "inr", "root_tv", "sart", "sirt", "tv", "tvq", "wbp"]
+__all__ = [
+    "adapt",
+    "cgls",
+    "dip",
+    "dip_tv",
+    "expected",
+    "fit",
+    "gaussian",
+    "inr",
+    "plug_and_play",
+    "root_tv",
+    "sample",
+    "sart",
+    "sirt",
+    "tv",
+    "tvq",
+    "wbp",
+]

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..likelihood import gaussian, noise_variance
-from .tvq import count_weights
+from .tvq import around
+
+FLOOR = 0.1  # of the mean intensity: what a pixel is taken to have at least, for its noise
 
 
 class Images(NamedTuple):
@@ -17,7 +19,7 @@ class Images(NamedTuple):
 
     Attributes:
         precision: `[tilt, x, y]`, one over the variance of every pixel, 0 where it says nothing.
-        pixels: how many say anything.
+        pixels: how many pixels' noise there is in them; a background without a count has none.
     """
 
     precision: jax.Array
@@ -25,12 +27,29 @@ class Images(NamedTuple):
 
 
 def measured(problem) -> Images:
-    """Pixels weighed as counts are (`tvq.count_weights`), on the scale of the noise that the images show."""
-    weights = count_weights(problem)
-    weights = jnp.broadcast_to(weights, problem.images.shape)
-    noise = noise_variance(jnp.sqrt(weights) * problem.images)
-    least = 1e-6 * jnp.sum(weights * problem.images**2) / jnp.maximum(jnp.sum(weights > 0), 1)
-    return Images(weights / jnp.maximum(noise, least), jnp.sum(weights > 0))
+    """The images and their noise, of variance a (y + `FLOOR` mean) + b, as they show it themselves.
+
+    a, the intensity of one count, and b, of the detector, are such that bright and dark pixels have the noise that
+    is seen in them; y is averaged over 3×3 pixels. [Janesick 2007, photon transfer]
+    """
+    live = jnp.broadcast_to(problem.weights, problem.images.shape)
+    seen = around(jnp.maximum(problem.images, 0))
+    mean = jnp.sum(live * seen) / jnp.maximum(jnp.sum(live), 1e-20)
+    noises, levels = [], []
+    for chosen in (seen < mean / 2, seen >= mean / 2):
+        chosen = chosen & (live > 0)
+        noises.append(noise_variance(problem.images, chosen))
+        levels.append(jnp.sum(chosen * seen) / jnp.maximum(jnp.sum(chosen & (seen > 0)), 1))
+    (dark, bright), (low, high) = noises, levels
+    count = jnp.maximum(bright - dark, 0) / jnp.maximum(high - low, 1e-20)
+    count = jnp.where(dark > 0, count, bright / jnp.maximum(high, 1e-20))
+    constant = jnp.maximum(jnp.where(dark > 0, dark - count * low, 0), 1e-6 * mean**2)
+    variance = count * seen + constant
+    taken = variance + count * FLOOR * mean
+    known = taken > 0  # not where there is no signal at all
+    share = jnp.where(known, variance / jnp.where(known, taken, 1), 0)
+    precision = jnp.where(known, live / jnp.where(known, taken, 1), 0)
+    return Images(precision, jnp.maximum(jnp.sum((live > 0) * share), 1))
 
 
 def chi_square(problem, images: Images, predicted):

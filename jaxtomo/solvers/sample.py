@@ -3,55 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..errors import InputError
 from ..priors.score import SIGMA_DATA, SIGMA_MAX, Weights
 from ..solve import Solver
 from .consistent import chi_square, consistent
+from .samplers import Sampler, ddim, levels
 from .told import Told, denoised, tell
-
-Sampler = Callable[..., jax.Array]
-"""`(denoise, noisy, sigma, next, key) -> noisy at the next level`; `denoise(noisy, sigma)` is what is expected."""
-
-
-def levels(steps: int, least: float = 0.02, most: float = SIGMA_MAX, rho: float = 7.0) -> np.ndarray:
-    """`[steps + 1]` noise levels, the last 0: (most^(1/ρ) + i/(n-1) (least^(1/ρ) - most^(1/ρ)))^ρ.
-    [Karras et al. 2022, eq. 5]"""
-    ramp = np.linspace(most ** (1 / rho), least ** (1 / rho), steps) ** rho
-    return np.append(ramp, 0.0).astype(np.float32)
-
-
-@functools.cache
-def ddim(eta: float = 0.85) -> Sampler:
-    """x' = D + σ' (√(1 - η²) (x - D)/σ + η z), z white: one evaluation a level; η = 0 is deterministic.
-    [Song, Meng & Ermon 2021]"""
-
-    def step(denoise, noisy, sigma, next, key):
-        clean = denoise(noisy, sigma)
-        kept = np.sqrt(1 - eta**2) * (noisy - clean) / sigma
-        return clean + next * (kept + eta * jax.random.normal(key, noisy.shape))
-
-    return step
-
-
-@functools.cache
-def heun() -> Sampler:
-    """x' = x + (σ' - σ) (d + d')/2, d = (x - D)/σ, d' the same at the end of Euler's step: two evaluations a level, and
-    one at the last. [Karras et al. 2022, algorithm 1]"""
-
-    def step(denoise, noisy, sigma, next, key):
-        slope = (noisy - denoise(noisy, sigma)) / sigma
-        euler = noisy + (next - sigma) * slope
-        end = jnp.maximum(next, 1e-6)
-        there = jnp.where(next > 0, (euler - denoise(euler, end)) / end, slope)
-        return noisy + (next - sigma) * (slope + there) / 2
-
-    return step
 
 
 def sample(

@@ -66,14 +66,13 @@ def tell(problem, weights: Weights) -> Told:
         density = factor * start
         return Told(weights.score.inward(guide, density), shown, density, images, network)
 
-    misfits = [float(_misfit(problem, at(factor))) for factor in DENSITIES]
-    best = int(np.argmin(misfits))
-    factor = DENSITIES[best]
-    if 0 < best < len(misfits) - 1:  # the vertex of the parabola through the three
-        low, mid, high = misfits[best - 1 : best + 2]
-        shift = 0.5 * (low - high) / max(low - 2 * mid + high, 1e-20)
-        factor *= (DENSITIES[1] / DENSITIES[0]) ** float(np.clip(shift, -0.5, 0.5))
-    return at(factor)
+    misfits = jnp.stack([_misfit(problem, at(factor)) for factor in DENSITIES])
+    best = jnp.clip(jnp.argmin(misfits), 1, len(DENSITIES) - 2)
+    low, middle, high = (misfits[best + k] for k in (-1, 0, 1))
+    # The vertex of the parabola through the three, in steps of the logarithm.
+    vertex = 0.5 * (low - high) / jnp.maximum(low - 2 * middle + high, 1e-20)
+    step = np.log(DENSITIES[1] / DENSITIES[0])
+    return at(jnp.exp(np.log(DENSITIES[0]) + step * (best + jnp.clip(vertex, -1, 1))))
 
 
 @jax.jit

@@ -20,15 +20,19 @@ def count_weights(problem):
         weights = jnp.broadcast_to(problem.weights, problem.images.shape)
         return lax.map(lambda a: count_weights(problem.replace(images=a[0], weights=a[1])), (problem.images, weights))
     images = jnp.maximum(problem.images, 0)
-    # Means over the pixels that exist: a border is not a dark neighbour.
+    live = jnp.broadcast_to(problem.weights, images.shape)
+    mean = jnp.sum(live * images) / jnp.maximum(jnp.sum(live), 1e-20)
+    weights = live / (around(images) + 0.3 * mean + 1e-20)
+    scale = jnp.sum(live * images**2) / jnp.maximum(jnp.sum(weights * images**2), 1e-20)
+    return weights * scale
+
+
+def around(images):
+    """Means over 3 × 3 pixels, of those that exist: a border is not a dark neighbour."""
     summed, counted = (
         lax.reduce_window(a, 0.0, lax.add, (1, 3, 3), (1, 1, 1), "SAME") for a in (images, jnp.ones_like(images))
     )
-    live = jnp.broadcast_to(problem.weights, images.shape)
-    mean = jnp.sum(live * images) / jnp.maximum(jnp.sum(live), 1e-20)
-    weights = live / (summed / counted + 0.3 * mean + 1e-20)
-    scale = jnp.sum(live * images**2) / jnp.maximum(jnp.sum(weights * images**2), 1e-20)
-    return weights * scale
+    return summed / counted
 
 
 def tvq(weight: float = 0.4, power: float = 0.7, steps: int = 500, rate: float = 0.1) -> Solver:
