@@ -15,11 +15,13 @@ from flax import nnx
 
 from . import plot
 from .exposures import Batches, Library
+from .priors.density import learned
 from .priors.score import SIGMA_DATA, SIGMA_MAX, Score, Weights, save
 from .train import LOG, train
 
 MEAN, SPREAD = -1.2, 1.2  # of ln σ in training [Karras et al. 2022]
-ALONE, BLIND = 0.25, 0.35  # share of examples without a guide, and of those with one the share that sees only that
+ALONE, BLIND = 0.25, 0.5  # share of examples without a guide, and of those with one the share that sees only that
+USUAL, LEAST = 0.3, 0.03  # a guide's error over the variance of volumes: of most, and what is as good as none
 VALIDATION = 16  # examples
 
 
@@ -48,6 +50,9 @@ def denoising_loss(score: Score, batch, key, only: bool | None = None):
     guide, told = jnp.where(wide(alone), 0, guide), jnp.where(alone[:, None], 0, batch.geometry)
     found = jax.vmap(score)(noisy, sigma, guide, told)
     weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+    # What is well measured counts as much as what is not, where most of the error is nobody's to mend.
+    hidden = jnp.mean((guide - truth) ** 2, (1, 2, 3)) / SIGMA_DATA**2
+    weight = jnp.where(blind, weight * USUAL / (hidden + LEAST), weight)
     return jnp.mean(wide(weight) * (found - truth) ** 2)
 
 
@@ -83,7 +88,9 @@ def train_score(
     batches = Batches(library, batch, patch, seed)
     say("simulating the first examples")
     batches(0)
-    truth = np.stack([example.truth for example in batches.pool.values()])
+    first = [*batches.pool.values()]
+    truth = np.stack([example.truth for example in first])
+    table = learned(truth, [example.guide for example in first], [example.geometry for example in first])
     validation = Batches(library, VALIDATION, patch, seed, validation=True)(0)
     units = {"centre": float(truth.mean()), "scale": float(truth.std() / SIGMA_DATA)}
     score: Any = train(
@@ -102,7 +109,7 @@ def train_score(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(score, nnx.Param)))
     facts = {**(card or {}), **lines[-1], "parameters": parameters}
     shutil.rmtree(folder / "weights", ignore_errors=True)
-    save(folder / "weights", Weights(score, library.spectrum, facts))
+    save(folder / "weights", Weights(score, library.spectrum, table, facts))
     step = np.array([line["step"] for line in lines])
     curves = {name: np.array([line[name] for line in lines]) for name in ("loss", "alone", "guided")}
     plot.lines([("loss", step, curves)], "step", log=True, height=3).savefig(folder / "loss.png")

@@ -101,7 +101,7 @@ class Library:
         problem = Problem(series, Pose.nominal(series.tilt_deg), weights=believed)
         guide, told = guided(problem, self.spectrum)
         truth = average(fine).swapaxes(1, 2)
-        density = np.sum(truth**2) / np.sum(truth) * np.exp(0.12 * rng.normal())
+        density = np.sum(truth**2) / np.sum(truth) * np.exp(0.15 * rng.normal())
         return Example(truth / density, np.asarray(guide) / density, np.asarray(told))
 
 
@@ -134,13 +134,13 @@ def specimen(cut: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def conditions(rng: np.random.Generator) -> tuple[np.ndarray, Microscope]:
-    """Tilts in degrees and a microscope, drawn over what is met: ±4° to ±75°, 5 to 61 tilts, 10 to 500 electrons."""
+    """Tilts in degrees and a microscope, drawn over what is met: ±4° to ±75°, 5 to 61 tilts, 10 to 10,000 electrons."""
     most, count = np.exp(rng.uniform(np.log(4), np.log(75))), round(np.exp(rng.uniform(np.log(5), np.log(TILTS))))
     count = int(np.clip(count, 1 + 2 * most / 20, 1 + 2 * most / 0.5))
     middle = rng.normal(0, 3) if rng.random() < 0.3 else 0.0
     moving = rng.random() < 0.3
     return middle + np.linspace(-most, most, count), Microscope(
-        dose=float(np.exp(rng.uniform(np.log(10), np.log(500)))),
+        dose=float(np.exp(rng.uniform(np.log(10), np.log(10_000)))),
         shift_jitter_px=rng.uniform(0, 0.5) if moving else 0.0,
         tilt_jitter_deg=rng.uniform(0, 0.3) if moving else 0.0,
         gain=rng.uniform(0, 0.02) if moving else 0.0,

@@ -10,6 +10,7 @@ from flax import nnx
 
 import jaxtomo as jt
 from jaxtomo import denoising, exposures, solve, solvers, train
+from jaxtomo.priors import density as densities
 from jaxtomo.priors import score as scores
 from jaxtomo.simulate import Microscope, simulate
 from jaxtomo.solvers import consistent, samplers, told
@@ -35,8 +36,11 @@ def tiny(**options):
 
 def weights(**options):
     """A network that has learned nothing, with a spectrum that falls."""
-    frequency = np.linspace(0.01, 0.86, 32)
-    return scores.Weights(tiny(**options), Spectrum(frequency, 1 / (0.02 + frequency) ** 2, 0.1, 0.3), {"steps": 0})
+    frequency, table = np.linspace(0.01, 0.86, 32), np.zeros((3, 13), np.float32)
+    table[1] = 1
+    return scores.Weights(
+        tiny(**options), Spectrum(frequency, 1 / (0.02 + frequency) ** 2, 0.1, 0.3), table, {"steps": 0}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,20 @@ def test_weights_are_kept_and_read(tmp_path):
         scores.save(tmp_path / "w", given)
     with pytest.raises(jt.InputError, match="no weights there"):
         scores.load(tmp_path / "nothing")
+
+
+def test_the_density_is_learned_from_examples():
+    """Guides that are thinner, the narrower the range of tilts."""
+    rng = np.random.default_rng(0)
+    truths = [np.clip(rng.normal(0.2, 0.3, (8, 8, 8)), 0, 1).astype(np.float32) for _ in range(60)]
+    halves = np.exp(rng.uniform(np.log(0.1), np.log(1.2), 60))
+    guides = [t / (1 + 0.2 / h) for t, h in zip(truths, halves, strict=True)]
+    geometries = [np.array([1, -h, h, 0.7, -0.5], np.float32) for h in halves]
+    table = densities.learned(truths[:40], guides[:40], geometries[:40])
+    found = [float(densities.density(g, s, table)) for g, s in zip(guides[40:], geometries[40:], strict=True)]
+    np.testing.assert_allclose(found, [float(densities.typical(t)) for t in truths[40:]], rtol=0.08)
+    brighter = float(densities.density(1000 * guides[0], geometries[0], table))
+    assert brighter == pytest.approx(1000 * float(densities.density(guides[0], geometries[0], table)), rel=1e-4)
 
 
 def test_consistency_solves_its_equations(problem):

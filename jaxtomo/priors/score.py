@@ -123,11 +123,13 @@ class Weights(NamedTuple):
     Attributes:
         score: the network.
         spectrum: of what it was trained on: that of its guides.
+        density: `[3, 13]`, how dense a specimen is behind a guide; see `priors.density`.
         card: where it comes from, and what it can do.
     """
 
     score: Score
     spectrum: Spectrum
+    density: np.ndarray
     card: Mapping[str, Any]
 
 
@@ -154,7 +156,8 @@ def save(folder: str | Path, weights: Weights) -> None:
     }
     spectrum = {name: getattr(known, name) for name in ("mean", "std")}
     spectrum |= {name: [round(float(v), 8) for v in getattr(known, name)] for name in ("frequency", "power")}
-    card = {**weights.card, "network": model, "spectrum": spectrum}
+    table = np.round(np.asarray(weights.density, float), 6).tolist()
+    card = {**weights.card, "network": model, "spectrum": spectrum, "density": table}
     (beside / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     beside.rename(folder)
 
@@ -180,4 +183,4 @@ def load(name: str | Path) -> Weights:
     with ocp.StandardCheckpointer() as reader:
         kept = reader.restore(folder / "weights", asked)
     found = jax.tree.unflatten(structure, [jnp.asarray(kept[key], jnp.float32) for key in sorted(kept)])
-    return Weights(nnx.merge(graph, found, rest), spectrum, card)
+    return Weights(nnx.merge(graph, found, rest), spectrum, np.asarray(card["density"], np.float32), card)

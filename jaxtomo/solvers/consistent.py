@@ -29,21 +29,17 @@ class Images(NamedTuple):
 def measured(problem) -> Images:
     """The images and their noise, of variance a (y + `FLOOR` mean) + b, as they show it themselves.
 
-    a, the intensity of one count, and b, of the detector, are such that bright and dark pixels have the noise that
-    is seen in them; y is averaged over 3×3 pixels. [Janesick 2007, photon transfer]
+    b, of the detector, is the noise seen in pixels with next to nothing in them, if there are any; a, the intensity of
+    one count, is such that bright pixels have the noise that is seen in those. y is averaged over 3×3 pixels.
+    [Janesick 2007, photon transfer]
     """
     live = jnp.broadcast_to(problem.weights, problem.images.shape)
     seen = around(jnp.maximum(problem.images, 0))
     mean = jnp.sum(live * seen) / jnp.maximum(jnp.sum(live), 1e-20)
-    noises, levels = [], []
-    for chosen in (seen < mean / 2, seen >= mean / 2):
-        chosen = chosen & (live > 0)
-        noises.append(noise_variance(problem.images, chosen))
-        levels.append(jnp.sum(chosen * seen) / jnp.maximum(jnp.sum(chosen & (seen > 0)), 1))
-    (dark, bright), (low, high) = noises, levels
-    count = jnp.maximum(bright - dark, 0) / jnp.maximum(high - low, 1e-20)
-    count = jnp.where(dark > 0, count, bright / jnp.maximum(high, 1e-20))
-    constant = jnp.maximum(jnp.where(dark > 0, dark - count * low, 0), 1e-6 * mean**2)
+    bright = (seen >= mean / 2) & (live > 0)
+    constant = noise_variance(problem.images, (seen < FLOOR * mean) & (live > 0)) + 1e-6 * mean**2
+    level = jnp.sum(bright * seen) / jnp.maximum(jnp.sum(bright), 1)
+    count = jnp.maximum(noise_variance(problem.images, bright) - constant, 0) / jnp.maximum(level, 1e-20)
     variance = count * seen + constant
     taken = variance + count * FLOOR * mean
     known = taken > 0  # not where there is no signal at all

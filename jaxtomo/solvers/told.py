@@ -7,16 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
+from ..priors.density import density
 from ..priors.score import SIGMA_MAX, Score, Weights, geometry, mirrored
-from .consistent import Images, chi_square, measured
+from .consistent import Images, measured
 from .gaussian import gaussian
-
-DENSITIES = tuple(float(f) for f in np.exp(np.linspace(np.log(0.7), np.log(2.8), 8)))
-"""What the specimen's density is tried to be, times that of the guide."""
 
 
 class Told(NamedTuple):
@@ -40,7 +37,7 @@ class Told(NamedTuple):
         return nnx.merge(*self.network)
 
 
-def guided(problem, spectrum, steps: int = 100):
+def guided(problem, spectrum, steps: int = 250):
     """(guide, geometry): the Gaussian solution `[z, x, y]` of a problem and what a network is told of its images."""
     solver = gaussian(spectrum)
     return _solved(problem, solver.init(problem, None), step=solver.step, read=solver.read, steps=steps)
@@ -54,32 +51,11 @@ def _solved(problem, state, *, step, read, steps):
 
 
 def tell(problem, weights: Weights) -> Told:
-    """What the network is told. The specimen's density, which it must be told as well, is that with which its answer
-    explains the images best."""
+    """What the network is told: the Gaussian solution, and how dense such a specimen is likely to be."""
     guide, shown = guided(problem, weights.spectrum)
-    images = measured(problem)
-    filled = jnp.maximum(guide, 0)
-    start = jnp.sum(filled**2) / jnp.maximum(jnp.sum(filled), 1e-20)
+    known = density(guide, shown, jnp.asarray(weights.density))
     network = nnx.split(weights.score, nnx.Param, ...)
-
-    def at(factor):
-        density = factor * start
-        return Told(weights.score.inward(guide, density), shown, density, images, network)
-
-    misfits = jnp.stack([_misfit(problem, at(factor)) for factor in DENSITIES])
-    best = jnp.clip(jnp.argmin(misfits), 1, len(DENSITIES) - 2)
-    low, middle, high = (misfits[best + k] for k in (-1, 0, 1))
-    # The vertex of the parabola through the three, in steps of the logarithm.
-    vertex = 0.5 * (low - high) / jnp.maximum(low - 2 * middle + high, 1e-20)
-    step = np.log(DENSITIES[1] / DENSITIES[0])
-    return at(jnp.exp(np.log(DENSITIES[0]) + step * (best + jnp.clip(vertex, -1, 1))))
-
-
-@jax.jit
-def _misfit(problem, told):
-    score = told.score()
-    volume = score.outward(denoised(score, None, SIGMA_MAX, told), told.density)
-    return chi_square(problem, told.images, problem.project(volume))
+    return Told(weights.score.inward(guide, known), shown, known, measured(problem), network)
 
 
 def denoised(score: Score, noisy, sigma, told: Told):
