@@ -90,7 +90,7 @@ def train_score(
     batches(0)
     first = [*batches.pool.values()]
     truth = np.stack([example.truth for example in first])
-    table = learned(truth, [example.guide for example in first], [example.geometry for example in first])
+    table = learned(list(truth), [example.guide for example in first], [example.geometry for example in first])
     validation = Batches(library, VALIDATION, patch, seed, validation=True)(0)
     units = {"centre": float(truth.mean()), "scale": float(truth.std() / SIGMA_DATA)}
     score: Any = train(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .errors import InputError
 from .plan import TRIED_BY
 
-WEIGHTED = ("tv", "tvq", "root-tv", "dip-tv", "inr", "gaussian", "diffusion")
+WEIGHTED = ("tv", "tvq", "root-tv", "dip-tv", "inr", "gaussian")
 """Methods with a prior, whose strength `weight` sets."""
 ANY_LIKELIHOOD = ("sirt", "sart", "tvq", "root-tv", "dip", "dip-tv", "inr")
 """Methods that take another noise model than the Gaussian."""

@@ -44,6 +44,7 @@ NEEDS = {
     "dip": Need(110, 3.5, 2, 700, code=200_000_000),
     "dip-tv": Need(103, 5, 2, 700, code=200_000_000),
     "inr": Need(15, 4, 2, 400, code=200_000_000),
+    "diffusion": Need(370, 5, 2, 1500, code=300_000_000),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
 TRIED_BY = {"dip-tv": "root-tv", "inr": "root-tv"}

@@ -34,3 +34,15 @@ def float64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with the weights of a tiny score network."""
+    from untrained import weights
+
+    from jaxtomo.priors.score import save
+
+    folder = tmp_path_factory.mktemp("trained") / "weights"
+    save(folder, weights())
+    return str(folder)

@@ -29,6 +29,7 @@ METHODS = {
     "dip-tv": 2,
     "inr": 2,
     "gaussian": 3,
+    "diffusion": 2,
 }
 
 
@@ -150,9 +151,10 @@ def test_inspect_tells_what_is_missing(command, document, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_fills_the_folder(method, document, simulated):
+def test_every_method_fills_the_folder(method, document, simulated, trained):
     argv = ["reconstruct", simulated, "--method", method, "--steps", METHODS[method], "--out", "run"]
     argv += WEIGHT if method in methods.WEIGHTED else ()
+    argv += ("--weights", trained) if method == "diffusion" else ()
     code, facts = document(*argv, *([] if method in ("sirt", "tv") else ["--no-assess"]))
     assert code == 0
     folder = Path("run")
@@ -166,6 +168,44 @@ def test_every_method_fills_the_folder(method, document, simulated):
     assert len(facts["input"]["sha256"]) == 64
     volume, voxel_nm = jt.read_volume(folder / "volume.mrc")
     assert voxel_nm == pytest.approx(1) and np.isfinite(volume).all() and volume.std() > 0
+
+
+def test_samples_and_adaptation_of_diffusion(document, simulated, trained):
+    argv = ["reconstruct", simulated, "--method", "diffusion", "--weights", trained, "--steps", "2", "--no-assess"]
+    code, facts = document(*argv, "--members", "2", "--out", "samples")
+    assert code == 0 and "spread.mrc" in facts["files"] and facts["steps"] == 2
+    code, facts = document(*argv, "--adapt", "--out", "adapted")
+    assert code == 0 and facts["steps"] == 2
+    for wrong in (["--adapt", "--members", "2"], ["--adapt", "--method", "tv"]):
+        assert document(*argv, *wrong, "--out", "wrong")[0] == 3
+    code, facts = document(*argv[:4], "--weights", "nowhere", "--out", "wrong")
+    assert code == 3 and "nowhere: no weights there" in facts["error"]
+
+
+def test_training_from_files(command, document, monkeypatch):
+    """A few steps, told in words; then again, which is refused, and on, which has nothing left to do."""
+    from jaxtomo import denoising, exposures
+
+    monkeypatch.setattr(exposures, "POOL", 3)
+    monkeypatch.setattr(denoising, "VALIDATION", 2)
+    rng = np.random.default_rng(0)
+    for i in range(21):
+        np.save(f"v{i:02d}.npy", (rng.random((32, 32, 32)) < 0.3).astype(np.uint8))
+    names = [word for i in range(21) for word in ("--data", f"v{i:02d}.npy")]
+    sizes = ["--channels", "4,8", "--side", "16", "--patch", "16,8,8", "--batch", "2", "--steps", "2"]
+    code, out, err = command("train", "score", *names, *sizes, "--out", "t")
+    assert code == 0 and "--method diffusion --weights t/weights" in out and "21 volumes" in err
+    assert {"weights", "training.json", "log.jsonl", "loss.png", "examples.png"} <= {*os.listdir("t")}
+    card = json.loads(Path("t/weights/card.json").read_text())
+    assert card["steps"] == 2 and card["command"].startswith("jaxtomo train score") and len(card["sha256"]) == 64
+    code, facts = document("train", "score", *names, *sizes, "--out", "t")
+    assert code == 3 and "--resume" in facts["error"]
+    code, facts = document("train", "score", *names, *sizes, "--out", "t", "--resume", "--rate", "0.01")
+    assert code == 3 and "rate was" in facts["error"]
+    assert document("train", "score", *names, *sizes, "--out", "t", "--resume")[0] == 0
+    for wrong in (["--patch", "16,99,8"], ["--channels", "5,8"], ["--steps", "0"], ["--data", "nothing.mrc"]):
+        assert document("train", "score", *names, *sizes, *wrong, "--out", "u")[0] == 3
+    assert document("train", "score", "--out", "u")[0] == 2
 
 
 def test_a_person_sees_a_short_table(command, simulated):

@@ -23,6 +23,7 @@ class State(NamedTuple):
     residual: jax.Array  # y - A (μ + L ξ)
     direction: jax.Array
     energy: jax.Array  # |Lᵀ Aᵀ w residual - λ σ² ξ|²
+    least: jax.Array  # energy at which rounding takes over, and steps would only amplify it
     root: jax.Array  # square root of the prior's spectrum on the padded grid, half of it
     mean: jax.Array  # μ
     noise: jax.Array  # λ σ²
@@ -111,7 +112,8 @@ def _init(problem, finer, frequency, power, contrast, weight):
     root = jnp.sqrt(power) * contrast * jnp.abs(mean)
     residual = problem.images - mean * lengths
     slope = _whitened(problem.back_project(problem.weights * residual), root, problem.mesh)
-    return State(jnp.zeros_like(slope), residual, slope, jnp.sum(slope**2), root, mean, weight * noise)
+    energy = jnp.sum(slope**2)
+    return State(jnp.zeros_like(slope), residual, slope, energy, 1e-10 * energy, root, mean, weight * noise)
 
 
 def _step(problem, state, key):
@@ -119,7 +121,8 @@ def _step(problem, state, key):
     misfit = jnp.sqrt(jnp.sum(problem.weights * state.residual**2) / scale)
     projected = problem.project(_coloured(state.direction, state.root, problem.mesh))
     curvature = jnp.sum(problem.weights * projected**2) + state.noise * jnp.sum(state.direction**2)
-    length = jnp.where(curvature > 0, state.energy / jnp.where(curvature > 0, curvature, 1), 0)
+    going = (curvature > 0) & (state.energy > state.least)
+    length = jnp.where(going, state.energy / jnp.where(going, curvature, 1), 0)
     white, residual = state.white + length * state.direction, state.residual - length * projected
     slope = _whitened(problem.back_project(problem.weights * residual), state.root, problem.mesh) - state.noise * white
     energy = jnp.sum(slope**2)
