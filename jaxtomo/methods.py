@@ -38,7 +38,7 @@ class Asked(NamedTuple):
         method: its name.
         steps: how many; None for the method's own.
         spectrum: of `gaussian`.
-        weights: of `diffusion`: a name or a folder.
+        weights: of `diffusion`, a folder.
         members: of an ensemble; of `diffusion` samples of the posterior.
         adapt: whether `diffusion` fits its network to the series.
     """
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
     method: str
     steps: int | None = None
     spectrum: str = "fib_sem"
-    weights: str = "nano"
+    weights: str = ""
     members: int = 1
     adapt: bool = False
 

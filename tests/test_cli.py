@@ -176,7 +176,7 @@ def test_samples_and_adaptation_of_diffusion(document, simulated, trained):
     assert code == 0 and "spread.mrc" in facts["files"] and facts["steps"] == 2
     code, facts = document(*argv, "--adapt", "--out", "adapted")
     assert code == 0 and facts["steps"] == 2
-    for wrong in (["--adapt", "--members", "2"], ["--adapt", "--method", "tv"]):
+    for wrong in (["--adapt", "--members", "2"], ["--adapt", "--method", "tv"], ["--method", "tv"], ["--weights", ""]):
         assert document(*argv, *wrong, "--out", "wrong")[0] == 3
     code, facts = document(*argv[:4], "--weights", "nowhere", "--out", "wrong")
     assert code == 3 and "nowhere: no weights there" in facts["error"]

@@ -87,9 +87,8 @@ class Solving:
     diffusion, N samples of what the specimen can be."""
     spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
     """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
-    weights: Annotated[str, arg(metavar="fibsem|nano|DIR")] = "nano"
-    """What diffusion has learned: nano, particles and porous matter; fibsem, tissue; or the weights of a jaxtomo
-    train."""
+    weights: Annotated[str, arg(metavar="DIR", help_behavior_hint=NONE)] = ""
+    """What diffusion has learned: the weights of a jaxtomo train."""
     adapt: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Fit the network of diffusion to this series, for a specimen unlike those it was trained on."""
     hold_out: Annotated[int, arg(metavar="N")] = 0
@@ -211,6 +210,8 @@ def _check(settings: Reconstruct) -> None:
         raise InputError("--members: wbp does not weigh pixels, so all would be the same. Take another --method.")
     if slabs > 1 and solving.members > 1:
         raise InputError(f"--members {solving.members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
+    if (solving.method == "diffusion") != bool(solving.weights):
+        raise InputError("--weights: what --method diffusion has learned, and only that. Give both or none.")
     if solving.adapt and (solving.method != "diffusion" or solving.members > 1):
         raise InputError("--adapt: fits the network of --method diffusion, and not with --members. Leave it out.")
     if hosts.several() and solving.method == "diffusion":

@@ -1,7 +1,7 @@
 """A score network: what a volume was before noise was added to it, learned from examples; told what was measured.
 
 What is learned lies in a folder: `weights`, written by Orbax, and `card.json`, which says what they are and came from.
-`load` reads one by its path, or one that ships by its name.
+`load` reads one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from ..likelihood import noise_variance
 from ..spectrum import Spectrum
 from .dip import unfolded
 from .nets import ConditionedUNet
-
-SHIPPED = Path(__file__).parent.parent / "weights"
 
 SIGMA_DATA = 0.5  # standard deviation of volumes in the network's units
 SIGMA_MAX = 80.0  # noise in which nothing is left of them
@@ -163,16 +161,12 @@ def save(folder: str | Path, weights: Weights) -> None:
 
 
 def load(name: str | Path) -> Weights:
-    """The weights in a folder, or those that ship under a name: `fibsem`, `nano`.
-
-    Raises InputError where there are none.
-    """
+    """The weights in a folder. Raises InputError where there are none."""
     import orbax.checkpoint as ocp
 
-    folder = SHIPPED / name if (SHIPPED / name / "card.json").is_file() else Path(name).absolute()
+    folder = Path(name).absolute()
     if not (folder / "card.json").is_file():
-        shipped = sorted(path.parent.name for path in SHIPPED.glob("*/card.json"))
-        raise InputError(f"{name}: no weights there (a folder with card.json). {', '.join(shipped)} ship with jaxtomo.")
+        raise InputError(f"{name}: no weights there. Give the folder 'weights' of a jaxtomo train.")
     card = json.loads((folder / "card.json").read_text())
     known = card["spectrum"]
     spectrum = Spectrum(np.asarray(known["frequency"]), np.asarray(known["power"]), known["mean"], known["std"])
