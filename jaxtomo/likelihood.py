@@ -105,15 +105,16 @@ def intensity(predicted, measured, weights, offset: bool = True):
 
 
 def noise_variance(images, chosen=None):
-    """σ² from the median size of details, second differences along both image axes, where there are any: a background
+    """σ² from the median size of details, second differences along both image axes, but where all is 0: a background
     without a count says nothing of the noise. `chosen` pixels are asked, or all. [Immerkær 1996; Donoho & Johnstone
     1994 for the median]"""
-    detail, asked = images, jnp.ones(images.shape, bool) if chosen is None else chosen
+    detail, asked, filled = images, jnp.ones(images.shape, bool) if chosen is None else chosen, images != 0
     for axis in (1, 2):
         times = min(2, detail.shape[axis] - 1)
         for _ in range(times):
-            low, high = (lax.slice_in_dim(asked, k, asked.shape[axis] - 1 + k, axis=axis) for k in (0, 1))
-            detail, asked = jnp.diff(detail, axis=axis), low & high
+            low, high = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
+            asked, filled = asked[low] & asked[high], filled[low] | filled[high]
+            detail = jnp.diff(detail, axis=axis)
         detail = detail / jnp.sqrt((1.0, 2.0, 6.0)[times])
-    size = jnp.nanmedian(jnp.where((detail == 0) | ~asked, jnp.nan, jnp.abs(detail)))
+    size = jnp.nanmedian(jnp.where(filled & asked, jnp.abs(detail), jnp.nan))
     return (jnp.where(jnp.isnan(size), 0, size) / 0.6745) ** 2
