@@ -113,7 +113,7 @@ def train_score(
     step = np.array([line["step"] for line in lines])
     curves = {name: np.array([line[name] for line in lines]) for name in ("loss", "alone", "guided")}
     plot.lines([("loss", step, curves)], "step", log=True, height=3).savefig(folder / "loss.png")
-    answer = np.asarray(_answers(score, validation))
+    answer = np.asarray(_answers(*nnx.split(score), validation))
     middle = answer.shape[3] // 2
     rows = {"truth": validation.truth, "guide": validation.guide, "answer": answer}
     plot.pictures({name: [v[:, :, middle] for v in volumes[:8]] for name, volumes in rows.items()}).savefig(
@@ -122,9 +122,10 @@ def train_score(
     return facts
 
 
-@nnx.jit
-def _answers(score, batch):
+@jax.jit
+def _answers(graph, state, batch):
     """What is expected given the guides alone, in the units of the batch."""
+    score = nnx.merge(graph, state)
 
     def one(guide, told):
         seen = score.inward(guide, 1.0)

@@ -37,7 +37,7 @@ class Library:
     """Volumes to learn from, on a grid twice as fine as what is learned, and which part of them is not to be seen.
 
     Of volumes with room enough beside it the last corner of 64³ voxels (of what is learned) is kept for validation, of
-    others every twentieth volume.
+    others every twentieth volume, or the last if they are fewer. Of one small volume nothing is kept.
 
     Attributes:
         volumes: `[z, y, x]` each, intensities from 0 for nothing.
@@ -63,13 +63,19 @@ class Library:
         if not volumes:
             raise InputError("no volume to learn from.")
         library = Library(volumes, side, None)  # type: ignore[arg-type]
-        seen = (volume for i, volume in enumerate(volumes) if library.keeps_corner or not _kept(i))
-        shown = (_without_corner(volume) if library.keeps_corner else volume for volume in seen)
+        shown = map(_without_corner, volumes) if library.keeps_corner else library.shown(validation=False)
         return Library(volumes, side, spectrum_of(average(_even(volume.astype(np.float32))) for volume in shown))
 
     @functools.cached_property
     def keeps_corner(self) -> bool:
-        return all(min(volume.shape) >= 2 * CORNER + 2 * self.side // 4 for volume in self.volumes)
+        return all(min(volume.shape) >= 2 * CORNER + 2 * self.side for volume in self.volumes)
+
+    def shown(self, validation: bool) -> Sequence[np.ndarray]:
+        """Of volumes without a corner to keep, those to learn from or those kept."""
+        kept = range(19, len(self.volumes), 20) or range(max(1, len(self.volumes) - 1), len(self.volumes))
+        if not kept:
+            return self.volumes
+        return [volume for i, volume in enumerate(self.volumes) if (i in kept) == validation]
 
     def cut(self, rng: np.random.Generator, validation: bool = False) -> np.ndarray:
         """`[2 side] * 3` float32 of one of the volumes, at a random place, turned by a random symmetry of the cube."""
@@ -83,7 +89,7 @@ class Library:
                 if validation or not into:
                     break
         else:
-            which = [volume for i, volume in enumerate(self.volumes) if _kept(i) == validation]
+            which = self.shown(validation)
             volume = which[int(rng.integers(len(which)))]
             start = [int(rng.integers(0, n - side + 1)) for n in volume.shape]
         part = volume[tuple(slice(s, s + side) for s in start)].astype(np.float32)
@@ -103,10 +109,6 @@ class Library:
         truth = average(fine).swapaxes(1, 2)
         density = np.sum(truth**2) / np.sum(truth) * np.exp(0.15 * rng.normal())
         return Example(truth / density, np.asarray(guide) / density, np.asarray(told))
-
-
-def _kept(index: int) -> bool:
-    return index % 20 == 19
 
 
 def _without_corner(volume):

@@ -279,7 +279,7 @@ def small_pool(monkeypatch):
 
 
 def test_what_is_kept_is_never_shown():
-    marked = np.full((150, 150, 150), 100, np.uint8)
+    marked = np.full((170, 170, 170), 100, np.uint8)
     marked[-128:, -128:, -128:] = 200
     library = exposures.Library([marked], 20, None)
     assert library.keeps_corner
@@ -292,6 +292,14 @@ def test_what_is_kept_is_never_shown():
     for i in range(30):
         assert (library.cut(np.random.default_rng(i)) == 1).all()
         assert (library.cut(np.random.default_rng(i), validation=True) == 2).all()
+    assert [len(exposures.Library(many[:n], 16, None).shown(False)) for n in (1, 2, 5, 19, 20, 40)] == [
+        1,
+        1,
+        4,
+        18,
+        19,
+        38,
+    ]
 
 
 @pytest.mark.parametrize(
