@@ -84,9 +84,7 @@ def maker(asked: Asked) -> Callable[[float | None], Any]:
                 trained = _trained(asked.weights)
                 if asked.adapt:
                     return solvers.adapt(trained, **planned)
-                if asked.members > 1:
-                    return solvers.sample(trained, samples=asked.members, **planned)
-                return solvers.expected(trained, **planned)
+                return solvers.sample(trained, **({"samples": asked.members} if asked.members > 1 else {}), **planned)
             case _:
                 raise InputError(f"no method {asked.method!r}. Take one of {', '.join(NAMES)}.")
 

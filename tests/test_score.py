@@ -11,10 +11,12 @@ from untrained import tiny, weights
 
 import jaxtomo as jt
 from jaxtomo import denoising, exposures, solve, solvers, train
+from jaxtomo.freedom import ALL, Freedom
+from jaxtomo.poses import moved, movement
 from jaxtomo.priors import density as densities
 from jaxtomo.priors import score as scores
 from jaxtomo.simulate import Microscope, simulate
-from jaxtomo.solvers import consistent, samplers, told
+from jaxtomo.solvers import consistent, posing, samplers, told
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +171,8 @@ def test_samplers_draw_from_a_gaussian(sampler, steps):
     assert levels[0] == pytest.approx(80) and levels[-1] == 0 and (np.diff(levels) < 0).all()
     noisy = 80 * jax.random.normal(jax.random.key(0), (20_000,))
     for i in range(steps):
-        noisy = sampler(exact, noisy, levels[i], levels[i + 1], jax.random.key(i))
+        clean = exact(noisy, levels[i])
+        noisy = sampler(exact, noisy, clean, levels[i], levels[i + 1], jax.random.key(i))
     assert float(noisy.std()) == pytest.approx(GAUSSIAN, rel=0.08)
     assert abs(float(noisy.mean())) < 0.02
 
@@ -182,7 +185,7 @@ def test_heun_follows_the_closed_form():
     def error(sampler, steps):
         noisy, levels = start, samplers.levels(steps, least=0.002)
         for i in range(steps):
-            noisy = sampler(exact, noisy, levels[i], levels[i + 1], jax.random.key(0))
+            noisy = sampler(exact, noisy, exact(noisy, levels[i]), levels[i], levels[i + 1], jax.random.key(0))
         return float(jnp.abs(noisy - there).max())
 
     assert error(samplers.heun(), 40) < 0.35 * error(samplers.heun(), 20)
@@ -191,9 +194,9 @@ def test_heun_follows_the_closed_form():
 
 SOLVERS = {
     "expected": solvers.expected(weights(), 4),
-    "sample": solvers.sample(weights(), 4),
-    "samples": solvers.sample(weights(), 4, samples=2, sampler=samplers.heun()),
-    "prior alone": solvers.sample(weights(), 4, guided=False),
+    "sample": solvers.sample(weights(), 4, samples=1, freedom=ALL),
+    "samples": solvers.sample(weights(), 4, samples=2, start=1.0, sampler=samplers.heun()),
+    "prior alone": solvers.sample(weights(), 4, samples=1, guided=False),
     "plug-and-play": solvers.plug_and_play(weights(), (1.0, 0.5, 0.3, 0.2)),
     "adapt": solvers.adapt(weights(), rank=1, steps=4),
 }
@@ -246,9 +249,63 @@ def test_mirror_images_of_a_symmetric_answer_agree(problem):
         np.testing.assert_allclose(seen, known.guide, atol=1e-2 * float(jnp.abs(known.guide).max()))
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 60), (8, 8, 33)])
+def test_slabs_of_a_large_volume_have_no_seams(monkeypatch, problem, shape):
+    """Each row's answers weigh 1 in all, none jumps, and a network that looks at its own rows only answers alike."""
+    monkeypatch.setattr(told, "SEEN", 8 * 8 * 32)
+    monkeypatch.setattr(told, "OVERLAP", 8)
+    parts, shares = told.slabs(shape)
+    assert len(parts) > 1 and all(part.stop - part.start == 32 for part in parts)
+    np.testing.assert_allclose(shares.sum(0), 1)
+    assert np.abs(np.diff(shares, axis=1)).max() < 0.25
+    for part, share in zip(parts, shares, strict=True):
+        assert not share[: part.start].any() and not share[part.stop :].any()
+    guide = jax.random.normal(jax.random.key(0), shape)
+    known = told.tell(problem, weights())._replace(guide=guide)
+    plain = scores.Score(channels=(4, 8), rngs=nnx.Rngs(0))  # knows nothing: every voxel by itself
+    found = jax.jit(lambda: told.denoised(plain, jnp.ones(shape), 0.5, known))()
+    np.testing.assert_allclose(found, (1 + guide) / 2, atol=1e-5)
+
+
+def test_slabs_are_differentiable(monkeypatch, problem):
+    known, given = told.tell(problem, weights()), weights().score
+    monkeypatch.setattr(told, "SEEN", 12 * 12 * 8)
+    monkeypatch.setattr(told, "LEAST", 8)
+    monkeypatch.setattr(told, "OVERLAP", 4)
+
+    @jax.jit
+    def total(guide):
+        return jnp.sum(told.denoised(given, None, 0.5, known._replace(guide=guide)) ** 2)
+
+    way = jax.random.normal(jax.random.key(0), known.guide.shape)
+    by = (total(known.guide + 1e-2 * way) - total(known.guide - 1e-2 * way)) / 2e-2
+    assert float(jnp.sum(jax.grad(total)(known.guide) * way)) == pytest.approx(float(by), rel=0.02)
+
+
+def test_poses_follow_the_volume_that_the_images_show():
+    fine = np.zeros((48, 48, 48), np.float32)
+    fine[12:30, 8:34, 16:40] = 1
+    fine[20:28, 14:24, 20:30] = 2
+    series, truth, _ = simulate(fine, np.linspace(-60, 60, 13), Microscope(dose=1000), 0)
+    shift = np.random.default_rng(0).normal(0, 0.7, (13, 2)).astype(np.float32)
+    nominal = jt.Pose.nominal(series.tilt_deg)
+    problem = jt.Problem(series, nominal.replace(shift=jnp.asarray(shift)))
+    how = posing.following(Freedom(), 6)
+    volume, images = jnp.asarray(truth.swapaxes(1, 2)), consistent.measured(problem)
+    follow = jax.jit(lambda state: posing.followed(problem, how, state, images, volume))
+    state = posing.at_rest(problem, how)
+    for _ in range(6):
+        state = follow(state)
+    left = moved(problem, state["moves"]).shift
+    wrong = movement(problem, {"shift": jnp.asarray(shift)})["shift"]  # but for movements of the specimen
+    assert float(jnp.std(movement(problem, {"shift": left})["shift"])) < 0.2 * float(jnp.std(wrong))
+
+
 def test_bad_settings_are_named(problem):
     with pytest.raises(jt.InputError, match="2 or more"):
         solvers.sample(weights(), 1)
+    with pytest.raises(jt.InputError, match="noise level"):
+        solvers.sample(weights(), 4, start=100.0)
     with pytest.raises(jt.InputError, match="positive"):
         solvers.plug_and_play(weights(), (0.0,))
 

@@ -116,6 +116,14 @@ def _init(problem, finer, frequency, power, contrast, weight):
     return State(jnp.zeros_like(slope), residual, slope, energy, 1e-10 * energy, root, mean, weight * noise)
 
 
+def restarted(problem, state: State) -> State:
+    """The state of a run to go on with for a problem whose poses have changed since."""
+    residual = problem.images - problem.project(_read(problem, state)[0])
+    slope = _whitened(problem.back_project(problem.weights * residual), state.root, problem.mesh)
+    slope = slope - state.noise * state.white
+    return state._replace(residual=residual, direction=slope, energy=jnp.sum(slope**2))
+
+
 def _step(problem, state, key):
     scale = jnp.maximum(jnp.sum(problem.weights * problem.images**2), 1e-30)
     misfit = jnp.sqrt(jnp.sum(problem.weights * state.residual**2) / scale)

@@ -8,22 +8,27 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import InputError
+from ..freedom import Freedom
+from ..poses import moved
 from ..priors.score import SIGMA_DATA, SIGMA_MAX, Weights
 from ..solve import Solver
 from .consistent import chi_square, consistent
+from .posing import Following, at_rest, followed, following
 from .samplers import Sampler, ddim, levels
-from .told import Told, denoised, tell
+from .told import Told, denoised, seen_mirrored, tell, told_again
 
 
 def sample(
     weights: Weights,
-    steps: int = 40,
-    samples: int = 1,
+    steps: int = 12,
+    samples: int = 4,
     sampler: Sampler | None = None,
     *,
+    start: float = SIGMA_MAX,
     guided: bool = True,
     trust: float = 0.5,
-    corrections: int = 5,
+    corrections: int = 10,
+    freedom: Freedom | None = None,
 ) -> Solver:
     """Draws from the posterior; the volume is their mean, `spread` their standard deviation.
 
@@ -37,65 +42,85 @@ def sample(
         steps: noise levels.
         samples: drawn at once, vmapped.
         sampler: from one level to the next: `ddim(η)`, the default, or `heun()`.
+        start: the first noise level, in the network's units. Below its largest, noise is added to what the network
+            expects of the images, and all levels go to what is left open by that. [Chung, Sim & Ye 2022]
         guided: whether the network is told the Gaussian solution of the images; without, it is the prior alone, and
             only the correction knows the images.
         trust: of the images over the network: the share of the noise level that counts as its error.
         corrections: CG steps.
+        freedom: what of the poses is learned on the way, at every level from what the network expects; None for
+            nothing. The Gaussian solution follows them.
     """
     if steps < 2 or samples < 1:
         raise InputError(f"{steps} steps and {samples} samples: give 2 or more and 1 or more.")
-    chosen, sigmas = sampler or ddim(), levels(steps)
+    if not 0.02 < start <= SIGMA_MAX:
+        raise InputError(f"start={start}: give a noise level from 0.02 to {SIGMA_MAX:g}.")
+    chosen, sigmas = sampler or ddim(), levels(steps, most=start)
+    poses = None if freedom is None else following(freedom, steps)
 
     def init(problem, key):
         told = tell(problem, weights)
+        first = seen_mirrored(told.score(), told, 0) if start < SIGMA_MAX else 0.0
         if not guided:
             told = told._replace(guide=jnp.zeros_like(told.guide), geometry=jnp.zeros_like(told.geometry))
-        noisy = SIGMA_MAX * jax.random.normal(key, (samples, *problem.shape))
-        return {
+        state = {
             "told": told,
-            "noisy": noisy,
+            "noisy": first + start * jax.random.normal(key, (samples, *problem.shape)),
+            "clean": jnp.broadcast_to(told.score().outward(told.guide, told.density), (samples, *problem.shape)),
             "level": jnp.asarray(0),
             "sigmas": jnp.asarray(sigmas),
             "trust": jnp.asarray(trust, jnp.float32),
         }
+        return state if poses is None else {**state, "poses": at_rest(problem, poses)}
 
     settings = {"method": "sample", "planned_steps": steps, "samples": samples, "guided": guided, "trust": trust}
-    return Solver(init, _stepper(chosen, corrections), _read, settings, steps, _spread if samples > 1 else None)
+    return Solver(init, _stepper(chosen, corrections, guided, poses), _read, settings, steps, _spread)
 
 
 @functools.lru_cache(16)
-def _stepper(sampler: Sampler, corrections: int):
+def _stepper(sampler: Sampler, corrections: int, guided: bool, poses: Following | None):
     def step(problem, state, key):
         told: Told = state["told"]
         score = told.score()
         sigma, next = state["sigmas"][state["level"]], state["sigmas"][state["level"] + 1]
         unit = (told.density * score.scale[...]) ** 2
+        posed = problem.replace(pose=_pose(problem, state))
 
-        def denoise(noisy, sigma):
-            clean = jax.vmap(lambda x: score.outward(denoised(score, x, sigma, told), told.density))(noisy)
+        def answer(noisy, sigma):
+            return jax.vmap(lambda x: score.outward(denoised(score, x, sigma, told), told.density))(noisy)
+
+        def explaining(clean, sigma):
             wrong = state["trust"] * sigma**2 * SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2) * unit
             wrong = jnp.maximum(wrong, clean.var(0)) if len(clean) > 1 else wrong
-            right = jax.vmap(lambda v: consistent(problem, told.images, v, wrong, corrections))(clean)
-            return jax.vmap(lambda v: score.inward(v, told.density))(right)
+            return jax.vmap(lambda v: consistent(posed, told.images, v, wrong, corrections))(clean)
 
-        noisy = sampler(denoise, state["noisy"], sigma, next, key)
-        predicted = problem.project(score.outward(noisy[0], told.density))
+        def denoise(noisy, sigma):
+            return score.inward(explaining(answer(noisy, sigma), sigma), told.density)
+
+        expected = answer(state["noisy"], sigma)
+        clean = explaining(expected, sigma)
+        noisy = sampler(denoise, state["noisy"], score.inward(clean, told.density), sigma, next, key)
+        new = {**state, "noisy": noisy, "clean": clean, "level": state["level"] + 1}
+        mean = clean.mean(0)
+        if poses is not None:
+            new["poses"] = followed(problem, poses, state["poses"], told.images, expected.mean(0))
+            posed = problem.replace(pose=_pose(problem, new))
+            new["told"] = told_again(posed, told) if guided else told
+        predicted = posed.project(mean)
         fit = chi_square(problem, told.images, predicted)
-        info = {"misfit": problem.misfit(predicted)[0], "loss": fit, "noise": next}
-        return {**state, "noisy": noisy, "level": state["level"] + 1}, info
+        return new, {"misfit": problem.misfit(predicted)[0], "loss": fit, "noise": next}
 
     return step
 
 
-def volumes(state) -> jax.Array:
-    """`[sample, z, x, y]`: every sample of a state."""
-    told: Told = state["told"]
-    return told.score().outward(state["noisy"], told.density)
+def _pose(problem, state):
+    return moved(problem, state["poses"]["moves"]) if "poses" in state else problem.pose
 
 
 def _read(problem, state):
-    return volumes(state).mean(0), problem.pose
+    return state["clean"].mean(0), _pose(problem, state)
 
 
 def _spread(problem, state):
-    return volumes(state).std(0, ddof=1)
+    samples = state["clean"]
+    return samples.std(0, ddof=1) if len(samples) > 1 else jnp.zeros_like(samples[0])

@@ -12,7 +12,8 @@ import numpy as np
 from ..priors.score import SIGMA_MAX
 
 Sampler = Callable[..., jax.Array]
-"""`(denoise, noisy, sigma, next, key) -> noisy at the next level`; `denoise(noisy, sigma)` is what is expected."""
+"""`(denoise, noisy, clean, sigma, next, key) -> noisy at the next level`; `denoise(noisy, sigma)` is what is expected,
+`clean` what it is now."""
 
 
 def levels(steps: int, least: float = 0.02, most: float = SIGMA_MAX, rho: float = 7.0) -> np.ndarray:
@@ -29,8 +30,7 @@ def ddim(eta: float = 0.85) -> Sampler:
     η = 0 is deterministic, η = 1 ancestral sampling. [Song, Meng & Ermon 2021, eq. 12 and 16, as σ of EDM]
     """
 
-    def step(denoise, noisy, sigma, next, key):
-        clean = denoise(noisy, sigma)
+    def step(denoise, noisy, clean, sigma, next, key):
         fresh = eta * next * jnp.sqrt(jnp.maximum(1 - (next / sigma) ** 2, 0))
         kept = jnp.sqrt(jnp.maximum(next**2 - fresh**2, 0)) * (noisy - clean) / sigma
         return clean + kept + fresh * jax.random.normal(key, noisy.shape)
@@ -43,8 +43,8 @@ def heun() -> Sampler:
     """x' = x + (σ' - σ) (d + d')/2, d = (x - D)/σ, d' the same at the end of Euler's step: two evaluations a level, and
     one at the last. [Karras et al. 2022, algorithm 1]"""
 
-    def step(denoise, noisy, sigma, next, key):
-        slope = (noisy - denoise(noisy, sigma)) / sigma
+    def step(denoise, noisy, clean, sigma, next, key):
+        slope = (noisy - clean) / sigma
         euler = noisy + (next - sigma) * slope
         end = jnp.maximum(next, 1e-6)
         there = jnp.where(next > 0, (euler - denoise(euler, end)) / end, slope)

@@ -7,13 +7,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
 from ..priors.density import density
 from ..priors.score import SIGMA_MAX, Score, Weights, geometry, mirrored
 from .consistent import Images, measured
-from .gaussian import gaussian
+from .gaussian import gaussian, restarted
+
+SEEN, LEAST = 2**22, 32  # voxels that a network sees at once, and rows of them
+STEPS, AGAIN = 250, 30  # of conjugate gradients for the Gaussian solution, and after poses have changed
+OVERLAP = 16  # rows over which one slab's answer fades into the next
 
 
 class Told(NamedTuple):
@@ -25,6 +30,7 @@ class Told(NamedTuple):
         density: that the network's units are relative to.
         images: what is known of their noise.
         network: graph, parameters and the rest of the network.
+        solved: the state of the Gaussian solution.
     """
 
     guide: jax.Array
@@ -32,36 +38,70 @@ class Told(NamedTuple):
     density: jax.Array
     images: Images
     network: Any
+    solved: Any
 
     def score(self) -> Score:
         return nnx.merge(*self.network)
 
 
-def guided(problem, spectrum, steps: int = 250):
+def guided(problem, spectrum):
     """(guide, geometry): the Gaussian solution `[z, x, y]` of a problem and what a network is told of its images."""
     solver = gaussian(spectrum)
-    return _solved(problem, solver.init(problem, None), step=solver.step, read=solver.read, steps=steps)
+    solved = _solved(problem, solver.init(problem, None), STEPS, step=solver.step)
+    return solver.read(problem, solved)[0], geometry(problem)
 
 
-@functools.partial(jax.jit, static_argnames=("step", "read", "steps"))
-def _solved(problem, state, *, step, read, steps):
-    return read(problem, jax.lax.fori_loop(0, steps, lambda _, s: step(problem, s, None)[0], state))[0], geometry(
-        problem
-    )
+@functools.partial(jax.jit, static_argnames="step")
+def _solved(problem, state, count, *, step):
+    return lax.fori_loop(0, count, lambda _, s: step(problem, s, None)[0], state)
 
 
 def tell(problem, weights: Weights) -> Told:
     """What the network is told: the Gaussian solution, and how dense such a specimen is likely to be."""
-    guide, shown = guided(problem, weights.spectrum)
+    solver = gaussian(weights.spectrum)
+    solved = _solved(problem, solver.init(problem, None), STEPS, step=solver.step)
+    guide, shown = solver.read(problem, solved)[0], geometry(problem)
     known = density(guide, shown, jnp.asarray(weights.density))
     network = nnx.split(weights.score, nnx.Param, ...)
-    return Told(weights.score.inward(guide, known), shown, known, measured(problem), network)
+    return Told(weights.score.inward(guide, known), shown, known, measured(problem), network, solved)
+
+
+def told_again(problem, told: Told) -> Told:
+    """The same when poses have changed: the Gaussian solution goes on from where it was."""
+    solver = gaussian()
+    solved = _solved(problem, restarted(problem, told.solved), AGAIN, step=solver.step)
+    guide = told.score().inward(solver.read(problem, solved)[0], told.density)
+    return told._replace(guide=guide, geometry=geometry(problem), solved=solved)
+
+
+def slabs(shape: tuple[int, int, int]) -> tuple[list[slice], np.ndarray]:
+    """Rows that a network sees at once, one slab after the other, and the weights `[slab, row]` its answers have in the
+    volume: they fade over `OVERLAP` rows, and add up to 1."""
+    depth, width, rows = shape
+    size = min(rows, max(LEAST, SEEN // (depth * width) // 8 * 8))
+    count = 1 if size == rows else -(-(rows - OVERLAP) // (size - OVERLAP))
+    starts = np.linspace(0, rows - size, count).round().astype(int)
+    inside = np.arange(rows) - starts[:, None]
+    before, behind = inside + 1, size - inside
+    before[0, :size], behind[-1, rows - size :] = OVERLAP, OVERLAP  # the volume's own ends
+    weights = np.clip(np.minimum(before, behind), 0, OVERLAP)
+    return [slice(start, start + size) for start in starts.tolist()], weights / weights.sum(0)
 
 
 def denoised(score: Score, noisy, sigma, told: Told):
-    """D(noisy; σ, guide), or the expected volume given the guide alone if `noisy` is None."""
-    noisy = jnp.zeros_like(told.guide) if noisy is None else noisy
-    return score(noisy, jnp.asarray(sigma, jnp.float32), told.guide, told.geometry)
+    """D(noisy; σ, guide), or the expected volume given the guide alone if `noisy` is None. Large volumes are seen in
+    overlapping slabs, so that memory grows with the volume and attention, over a slab, no further."""
+    sigma, guide = jnp.asarray(sigma, jnp.float32), told.guide
+    noisy = jnp.zeros_like(guide) if noisy is None else noisy
+    parts, shares = slabs(guide.shape)
+    if len(parts) == 1:
+        return score(noisy, sigma, guide, told.geometry)
+    total = jnp.zeros_like(guide)
+    answer = jax.checkpoint(lambda noisy, guide: score(noisy, sigma, guide, told.geometry))
+    for rows, share in zip(parts, shares, strict=True):
+        noisy, total = lax.optimization_barrier((noisy, total))  # one slab after the other
+        total = total.at[..., rows].add(answer(noisy[..., rows], guide[..., rows]) * share[rows])
+    return total
 
 
 def seen_mirrored(score: Score, told: Told, number):
