@@ -105,7 +105,7 @@ class Library:
         series = expose(fine, tilt_deg[index], microscope, int(rng.integers(2**31))).series
         believed = (np.arange(TILTS) < len(tilt_deg)).astype(np.float32)
         problem = Problem(series, Pose.nominal(series.tilt_deg), weights=believed)
-        guide, told = guided(problem, self.spectrum)
+        guide, told, _ = guided(problem, self.spectrum)
         truth = average(fine).swapaxes(1, 2)
         density = np.sum(truth**2) / np.sum(truth) * np.exp(0.15 * rng.normal())
         return Example(truth / density, np.asarray(guide) / density, np.asarray(told))

@@ -11,7 +11,7 @@ from .plan import TRIED_BY
 
 WEIGHTED = ("tv", "tvq", "root-tv", "dip-tv", "inr", "gaussian")
 """Methods with a prior, whose strength `weight` sets."""
-ANY_LIKELIHOOD = ("sirt", "sart", "tvq", "root-tv", "dip", "dip-tv", "inr")
+ANY_LIKELIHOOD = ("sirt", "sart", "tvq", "root-tv", "dip", "dip-tv", "inr", "diffusion")
 """Methods that take another noise model than the Gaussian."""
 PLANNED = ("tvq", "root-tv", "dip", "dip-tv", "inr", "diffusion")
 """Methods whose step length follows a plan for a number of steps, which more steps cannot go on with."""
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
         method: its name.
         steps: how many; None for the method's own.
         spectrum: of `gaussian`.
-        weights: of `diffusion`, a folder.
+        weights: of `diffusion`: a name or a folder, see `priors.score.load`; None for `nano`.
         members: of an ensemble; of `diffusion` samples of the posterior.
         adapt: whether `diffusion` fits its network to the series.
     """
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
     method: str
     steps: int | None = None
     spectrum: str = "fib_sem"
-    weights: str = ""
+    weights: str | None = None
     members: int = 1
     adapt: bool = False
 
@@ -81,7 +81,7 @@ def maker(asked: Asked) -> Callable[[float | None], Any]:
             case "gaussian":
                 return solvers.gaussian(asked.spectrum, **given)
             case "diffusion":
-                trained = _trained(asked.weights)
+                trained = _trained(asked.weights or "nano")
                 if asked.adapt:
                     return solvers.adapt(trained, **planned)
                 return solvers.sample(trained, **({"samples": asked.members} if asked.members > 1 else {}), **planned)

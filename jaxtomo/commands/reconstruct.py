@@ -78,17 +78,18 @@ class Solving:
     """Voxels along the beam."""
     likelihood: Annotated[Literal["gaussian", "poisson", "robust"], arg(metavar="gaussian|poisson|robust")] = "gaussian"
     """How images are noisy: poisson for low counts, robust for outliers (both with sirt, sart, tvq, root-tv, dip,
-    dip-tv and inr)."""
+    dip-tv, inr and diffusion)."""
     fit_intensity: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Fit a gain and an offset for each tilt, for images scaled one by one (with the same methods)."""
     members: Annotated[int, arg(metavar="N", help_behavior_hint="(default: 1)")] = 1
     """Reconstruct N times, each with other random numbers and other weights of the pixels (8 is usual): the volume is
     the mean, and spread.mrc tells where it is less sure (it ranks voxels; the errors are larger than it says). Of
-    diffusion, N samples of what the specimen can be."""
+    diffusion, N samples of what the specimen can be; 4, if it is left out."""
     spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
     """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
-    weights: Annotated[str, arg(metavar="DIR", help_behavior_hint=NONE)] = ""
-    """What diffusion has learned: the weights of a jaxtomo train."""
+    weights: Annotated[str | None, arg(metavar="nano|fibsem|DIR", help_behavior_hint="(default: nano)")] = None
+    """What diffusion has learned: nano from particles, pores and crystals, fibsem from tissue; or the weights of a
+    jaxtomo train."""
     adapt: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Fit the network of diffusion to this series, for a specimen unlike those it was trained on."""
     hold_out: Annotated[int, arg(metavar="N")] = 0
@@ -210,7 +211,7 @@ def _check(settings: Reconstruct) -> None:
         raise InputError("--members: wbp does not weigh pixels, so all would be the same. Take another --method.")
     if slabs > 1 and solving.members > 1:
         raise InputError(f"--members {solving.members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
-    if (solving.method == "diffusion") != bool(solving.weights):
+    if solving.weights is not None and solving.method != "diffusion":
         raise InputError("--weights: what --method diffusion has learned, and only that. Give both or none.")
     if solving.adapt and (solving.method != "diffusion" or solving.members > 1):
         raise InputError("--adapt: fits the network of --method diffusion, and not with --members. Leave it out.")

@@ -146,8 +146,12 @@ class Residual(nnx.Module):
         return inside + (features if self.skip is None else self.skip(features))
 
 
+ASKING = 1024  # voxels that ask at a time
+
+
 class Attention(nnx.Module):
-    """features + what every voxel takes from all others, of its slice or of the volume. [Vaswani et al. 2017]"""
+    """features + what every voxel takes from all others, of its slice or of the volume, so many asking at a time that
+    memory grows with the volume. [Vaswani et al. 2017; Rabe & Staats 2021]"""
 
     def __init__(self, channels: int, deep: bool, rngs: nnx.Rngs, heads: int = 4):
         self.norm, self.heads, self.deep = GroupNorm(channels, (0, 1, 2) if deep else (1, 2), 8), heads, deep
@@ -158,7 +162,11 @@ class Attention(nnx.Module):
         slices = 1 if self.deep else features.shape[0]
         tokens = self.asked(self.norm(features)).reshape(slices, -1, 3, self.heads, features.shape[-1] // self.heads)
         query, key, value = (tokens[:, :, i] for i in range(3))
-        seen = jax.nn.dot_product_attention(query, key, value)
+        count = query.shape[1]
+        asking = jnp.pad(query, [(0, 0), (0, -count % min(ASKING, count)), (0, 0), (0, 0)])
+        asking = asking.reshape(slices, -1, min(ASKING, count), *query.shape[2:]).swapaxes(0, 1)
+        seen = lax.map(lambda some: jax.nn.dot_product_attention(some, key, value), asking)
+        seen = seen.swapaxes(0, 1).reshape(slices, -1, *query.shape[2:])[:, :count]
         return features + self.out(seen.reshape(features.shape))
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from .nets import ConditionedUNet
 
 SIGMA_DATA = 0.5  # standard deviation of volumes in the network's units
 SIGMA_MAX = 80.0  # noise in which nothing is left of them
+NAMES = ("nano", "fibsem")  # of the weights that ship
+SHIPPED = Path(str(resources.files("jaxtomo"))) / "weights"
 GEOMETRY = 5  # numbers that `geometry` tells
 
 
@@ -161,12 +164,15 @@ def save(folder: str | Path, weights: Weights) -> None:
 
 
 def load(name: str | Path) -> Weights:
-    """The weights in a folder. Raises InputError where there are none."""
+    """The weights in a folder, or those that ship: `nano`, of nanoparticles, porous and crystalline matter, and
+    `fibsem`, of stained tissue. Raises InputError where there are none."""
     import orbax.checkpoint as ocp
 
-    folder = Path(name).absolute()
+    folder = SHIPPED / name if name in NAMES else Path(name).absolute()
     if not (folder / "card.json").is_file():
-        raise InputError(f"{name}: no weights there. Give the folder 'weights' of a jaxtomo train.")
+        raise InputError(
+            f"{name}: no weights there. Give {' or '.join(NAMES)}, or the folder 'weights' of a jaxtomo train."
+        )
     card = json.loads((folder / "card.json").read_text())
     known = card["spectrum"]
     spectrum = Spectrum(np.asarray(known["frequency"]), np.asarray(known["power"]), known["mean"], known["std"])

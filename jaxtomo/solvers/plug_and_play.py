@@ -59,7 +59,7 @@ def _stepper(corrections: int):
         start = score.outward(state["volume"] - state["dual"], told.density)
         wrong = sigma**2 / state["coupling"] * (told.density * score.scale[...]) ** 2
         right = score.inward(consistent(problem, told.images, start, wrong, corrections), told.density)
-        volume = denoised(score, right + state["dual"], sigma, told)
+        (volume,) = denoised(score, (right + state["dual"])[None], sigma, told)
         new = {**state, "volume": volume, "dual": state["dual"] + right - volume, "level": state["level"] + 1}
         shown = score.outward(volume, told.density)
         predicted = problem.project(shown)

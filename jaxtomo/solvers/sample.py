@@ -87,7 +87,7 @@ def _stepper(sampler: Sampler, corrections: int, guided: bool, poses: Following 
         posed = problem.replace(pose=_pose(problem, state))
 
         def answer(noisy, sigma):
-            return jax.vmap(lambda x: score.outward(denoised(score, x, sigma, told), told.density))(noisy)
+            return score.outward(denoised(score, noisy, sigma, told), told.density)
 
         def explaining(clean, sigma):
             wrong = state["trust"] * sigma**2 * SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2) * unit
@@ -108,7 +108,8 @@ def _stepper(sampler: Sampler, corrections: int, guided: bool, poses: Following 
             new["told"] = told_again(posed, told) if guided else told
         predicted = posed.project(mean)
         fit = chi_square(problem, told.images, predicted)
-        return new, {"misfit": problem.misfit(predicted)[0], "loss": fit, "noise": next}
+        alone = chi_square(problem, told.images, posed.project(expected.mean(0)))
+        return new, {"misfit": problem.misfit(predicted)[0], "loss": fit, "noise": next, "network_alone": alone}
 
     return step
 

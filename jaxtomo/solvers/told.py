@@ -11,12 +11,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from .. import likelihood
 from ..priors.density import density
 from ..priors.score import SIGMA_MAX, Score, Weights, geometry, mirrored
 from .consistent import Images, measured
 from .gaussian import gaussian, restarted
 
-SEEN, LEAST = 2**22, 32  # voxels that a network sees at once, and rows of them
+SEEN, LEAST = 2**22, 32  # voxels that a network sees at once, and fewest rows of them
 STEPS, AGAIN = 250, 30  # of conjugate gradients for the Gaussian solution, and after poses have changed
 OVERLAP = 16  # rows over which one slab's answer fades into the next
 
@@ -45,10 +46,11 @@ class Told(NamedTuple):
 
 
 def guided(problem, spectrum):
-    """(guide, geometry): the Gaussian solution `[z, x, y]` of a problem and what a network is told of its images."""
-    solver = gaussian(spectrum)
-    solved = _solved(problem, solver.init(problem, None), STEPS, step=solver.step)
-    return solver.read(problem, solved)[0], geometry(problem)
+    """(guide, geometry, state): the Gaussian solution `[z, x, y]` of a problem, whatever its likelihood, what a network
+    is told of its images, and the state of the solver."""
+    solver, plain = gaussian(spectrum), problem.replace(likelihood=likelihood.gaussian())
+    solved = _solved(plain, solver.init(plain, None), STEPS, step=solver.step)
+    return solver.read(plain, solved)[0], geometry(problem), solved
 
 
 @functools.partial(jax.jit, static_argnames="step")
@@ -58,9 +60,7 @@ def _solved(problem, state, count, *, step):
 
 def tell(problem, weights: Weights) -> Told:
     """What the network is told: the Gaussian solution, and how dense such a specimen is likely to be."""
-    solver = gaussian(weights.spectrum)
-    solved = _solved(problem, solver.init(problem, None), STEPS, step=solver.step)
-    guide, shown = solver.read(problem, solved)[0], geometry(problem)
+    guide, shown, solved = guided(problem, weights.spectrum)
     known = density(guide, shown, jnp.asarray(weights.density))
     network = nnx.split(weights.score, nnx.Param, ...)
     return Told(weights.score.inward(guide, known), shown, known, measured(problem), network, solved)
@@ -69,16 +69,17 @@ def tell(problem, weights: Weights) -> Told:
 def told_again(problem, told: Told) -> Told:
     """The same when poses have changed: the Gaussian solution goes on from where it was."""
     solver = gaussian()
+    problem = problem.replace(likelihood=likelihood.gaussian())
     solved = _solved(problem, restarted(problem, told.solved), AGAIN, step=solver.step)
     guide = told.score().inward(solver.read(problem, solved)[0], told.density)
     return told._replace(guide=guide, geometry=geometry(problem), solved=solved)
 
 
-def slabs(shape: tuple[int, int, int]) -> tuple[list[slice], np.ndarray]:
-    """Rows that a network sees at once, one slab after the other, and the weights `[slab, row]` its answers have in the
-    volume: they fade over `OVERLAP` rows, and add up to 1."""
+def slabs(shape: tuple[int, int, int], volumes: int = 1) -> tuple[list[slice], np.ndarray]:
+    """Rows that a network sees at once, of so many volumes, one slab after the other, and the weights `[slab, row]` its
+    answers have in the volume: they fade over `OVERLAP` rows, and add up to 1."""
     depth, width, rows = shape
-    size = min(rows, max(LEAST, SEEN // (depth * width) // 8 * 8))
+    size = min(rows, max(LEAST, SEEN // (volumes * depth * width) // 8 * 8))
     count = 1 if size == rows else -(-(rows - OVERLAP) // (size - OVERLAP))
     starts = np.linspace(0, rows - size, count).round().astype(int)
     inside = np.arange(rows) - starts[:, None]
@@ -89,18 +90,23 @@ def slabs(shape: tuple[int, int, int]) -> tuple[list[slice], np.ndarray]:
 
 
 def denoised(score: Score, noisy, sigma, told: Told):
-    """D(noisy; σ, guide), or the expected volume given the guide alone if `noisy` is None. Large volumes are seen in
-    overlapping slabs, so that memory grows with the volume and attention, over a slab, no further."""
+    """D(noisy; σ, guide) of every one of `noisy [sample, z, x, y]`. Large volumes are seen in overlapping slabs, one
+    after the other, so that memory grows with the volume and attention, over a slab, no further."""
     sigma, guide = jnp.asarray(sigma, jnp.float32), told.guide
-    noisy = jnp.zeros_like(guide) if noisy is None else noisy
-    parts, shares = slabs(guide.shape)
+
+    def answer(noisy, guide):
+        return jax.vmap(lambda one: score(one, sigma, guide, told.geometry))(noisy)
+
+    parts, shares = slabs(guide.shape, len(noisy))
     if len(parts) == 1:
-        return score(noisy, sigma, guide, told.geometry)
-    total = jnp.zeros_like(guide)
-    answer = jax.checkpoint(lambda noisy, guide: score(noisy, sigma, guide, told.geometry))
+        return answer(noisy, guide)
+    total = jnp.zeros_like(noisy)
+    before = 0.0
     for rows, share in zip(parts, shares, strict=True):
-        noisy, total = lax.optimization_barrier((noisy, total))  # one slab after the other
-        total = total.at[..., rows].add(answer(noisy[..., rows], guide[..., rows]) * share[rows])
+        found = jax.checkpoint(answer)(noisy[..., rows] + before, guide[..., rows])
+        total = total.at[..., rows].add(found * share[rows])
+        # Nothing, but XLA cannot know, and waits for this slab; it disregards a barrier, and a loop slows convolutions.
+        before = 0 * lax.stop_gradient(found[0, 0, 0, 0])
     return total
 
 
@@ -117,5 +123,6 @@ def seen_mirrored(score: Score, told: Told, number):
 
     guide = lax.dynamic_slice(jnp.pad(told.guide, 1, mode="edge"), [1 - beside] * 3, shape)
     shown = jnp.where(flips[0] != flips[1], mirrored(told.geometry), told.geometry)
-    answer = flipped(denoised(score, None, SIGMA_MAX, told._replace(guide=flipped(guide), geometry=shown)))
-    return lax.dynamic_slice(answer, [beside] * 3, told.guide.shape)
+    nothing = jnp.zeros((1, *shape))
+    (answer,) = denoised(score, nothing, SIGMA_MAX, told._replace(guide=flipped(guide), geometry=shown))
+    return lax.dynamic_slice(flipped(answer), [beside] * 3, told.guide.shape)
