@@ -25,6 +25,8 @@ WEIGHTS = {
 }
 """What `--weight auto` tries."""
 
+SAMPLES = 4  # of diffusion, whose mean is the volume
+
 
 def tries_weights(method: str, weight: float | str | None, tilts: int) -> bool:
     """Whether the weight is chosen by left-out tilts: if asked for, or if none is given and tilts can be spared."""
@@ -49,6 +51,11 @@ class Asked(NamedTuple):
     weights: str | None = None
     members: int = 1
     adapt: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Members that are computed side by side."""
+        return 1 if self.method != "diffusion" or self.adapt else SAMPLES if self.members == 1 else self.members
 
     @property
     def turns(self) -> int:
@@ -84,7 +91,7 @@ def maker(asked: Asked) -> Callable[[float | None], Any]:
                 trained = _trained(asked.weights or "nano")
                 if asked.adapt:
                     return solvers.adapt(trained, **planned)
-                return solvers.sample(trained, **({"samples": asked.members} if asked.members > 1 else {}), **planned)
+                return solvers.sample(trained, samples=asked.samples, **planned)
             case _:
                 raise InputError(f"no method {asked.method!r}. Take one of {', '.join(NAMES)}.")
 

@@ -23,6 +23,7 @@ class Need(NamedTuple):
         passes: how often one step reads or writes the volume beside that.
         padding: voxels added on each side of the volume it works on.
         code: bytes of its compiled code, and of what compiling leaves behind, beside those of `PROGRAM`.
+        network: memory, in units of what a network sees at once; see `rows_at_once`.
     """
 
     volumes: float
@@ -31,6 +32,7 @@ class Need(NamedTuple):
     passes: float
     padding: int = 0
     code: int = 0
+    network: float = 0
 
 
 NEEDS = {
@@ -44,7 +46,8 @@ NEEDS = {
     "dip": Need(110, 3.5, 2, 700, code=200_000_000),
     "dip-tv": Need(103, 5, 2, 700, code=200_000_000),
     "inr": Need(15, 4, 2, 400, code=200_000_000),
-    "diffusion": Need(370, 5, 2, 1500, code=300_000_000),
+    "diffusion": Need(6, 5, 90, 6000, code=300_000_000, network=115),
+    "adapt": Need(600, 5, 2, 2000, code=300_000_000),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
 TRIED_BY = {"dip-tv": "root-tv", "inr": "root-tv"}
@@ -55,6 +58,8 @@ MARGIN = 2  # rows computed beyond each end of a slab, for shifts along the axis
 HALO = 8  # the same for total variation: farther than that neighbouring rows do not feel where a slab ends
 SLICED = {"wbp": MARGIN, "sirt": MARGIN, "sart": MARGIN, "tv": HALO}
 """Methods whose volume can be made in slabs, and the rows beyond each end of one that are computed and dropped."""
+
+SEEN, LEAST = 2**22, 32  # voxels that a network sees at once, and fewest rows of them
 
 PROGRAM = 470_000_000  # bytes of the program itself: libraries, compiled code
 PREPARE = 4  # stacks while the images are aligned: as read, cleaned, smoothed, their masks
@@ -69,6 +74,11 @@ PROJECTED = {"cpu": 5e9, "gpu": 4e11, "tpu": 2e11}  # voxels × tilts a second; 
 MOVED = {"cpu": 1.5e9, "gpu": 5e11, "tpu": 3e11}  # voxels read or written a second; of a CPU, for each core
 JUDGED, TRIED = 64, 32  # rows, at most, that the quality is judged on, and that weights are tried on
 STARTING = 12.0  # seconds for imports, compilation, alignment of a small series and the report
+
+
+def rows_at_once(depth: int, width: int, rows: int, volumes: int = 1) -> int:
+    """Rows of so many volumes that a score network sees at once."""
+    return min(rows, max(LEAST, SEEN // (volumes * depth * width) // 8 * 8))
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class Plan:
         judged: whether the quality numbers are computed too.
         trial_steps: steps spent on a slab of `TRIED` rows to choose the weight.
         binning: of the images after they are read.
-        members: of an ensemble.
+        members: of an ensemble, or samples.
         streamed: whether slabs can be read without ever holding all images, which only a search for shifts needs.
         devices, hosts: that share the rows of every slab.
     """
@@ -157,8 +167,10 @@ class Plan:
     def solver_bytes(self) -> int:
         """Peak of the solver, on each device that computes; devices of a CPU share one memory."""
         rows = -(-self.slab_rows // (self.hosts if self.device == "cpu" else self.devices))
-        further = (self.members - 1) * self._needed(MEMBER, rows)
-        return self._needed(NEEDS[self.method], rows) + further + TABLE * self.tilts * self.width
+        need, further = NEEDS[self.method], (self.members - 1) * self._needed(MEMBER, rows)
+        seen = self.members * rows_at_once(self.thickness, self.width, rows, self.members)
+        network = int(4 * need.network * self.thickness * self.width * seen)
+        return self._needed(need, rows) + further + network + TABLE * self.tilts * self.width
 
     @property
     def host_bytes(self) -> int:
@@ -210,7 +222,8 @@ class Plan:
         """Rough wall time of the whole run on idle hardware."""
         cores = self.cores * self.hosts if self.device == "cpu" else self.devices
         overlap = self.slabs * self.slab_rows / self.rows
-        judging = 2 * self.steps / self.members * min(1.0, self.judged_rows / self.rows) if self.judged else 0
+        turns = 1 if NEEDS[self.method].network else self.members
+        judging = 2 * self.steps / turns * min(1.0, self.judged_rows / self.rows) if self.judged else 0
         choosing = self.trial_steps * min(1.0, self.tried_rows / self.rows) * self._step(TRIED_BY.get(self.method))
         return STARTING + ((overlap * self.steps + judging) * self._step() + choosing) / cores
 

@@ -10,7 +10,7 @@ from flax import nnx
 from untrained import tiny, weights
 
 import jaxtomo as jt
-from jaxtomo import denoising, exposures, solve, solvers, train
+from jaxtomo import denoising, exposures, plan, solve, solvers, train
 from jaxtomo.freedom import ALL, Freedom
 from jaxtomo.poses import moved, movement
 from jaxtomo.priors import density as densities
@@ -221,6 +221,16 @@ def test_solvers_are_deterministic_resume_and_compile_once(problem, name, tmp_pa
         assert whole.spread is not None and whole.spread.min() >= 0 and whole.spread.max() > 0
 
 
+def test_several_devices_draw_the_same_samples(problem):
+    """And under a noise model that is not Gaussian."""
+    problem, solver = problem.replace(likelihood=jt.robust()), solvers.sample(weights(), 2, samples=2)
+    one = jt.reconstruct(problem, solver, callbacks=(), assess=False)
+    split = jt.parallel.split(problem, solver, jt.parallel.mesh(4))
+    four = jt.reconstruct(*split, callbacks=(), assess=False)
+    np.testing.assert_allclose(four.volume, one.volume, atol=2e-3 * np.abs(one.volume).max())
+    np.testing.assert_allclose(four.spread, one.spread, atol=2e-3 * np.abs(one.volume).max())
+
+
 @pytest.mark.parametrize("name", ["expected", "sample"])
 def test_intensity_scales_through(problem, name):
     bright = run(problem.replace(images=problem.images * 1000), name).volume
@@ -252,7 +262,7 @@ def test_mirror_images_of_a_symmetric_answer_agree(problem):
 @pytest.mark.parametrize("shape", [(8, 8, 60), (8, 8, 33)])
 def test_slabs_of_a_large_volume_have_no_seams(monkeypatch, problem, shape):
     """Each row's answers weigh 1 in all, none jumps, and a network that looks at its own rows only answers alike."""
-    monkeypatch.setattr(told, "SEEN", 8 * 8 * 32)
+    monkeypatch.setattr(plan, "SEEN", 8 * 8 * 32)
     monkeypatch.setattr(told, "OVERLAP", 8)
     parts, shares = told.slabs(shape)
     assert len(parts) > 1 and all(part.stop - part.start == 32 for part in parts)
@@ -269,8 +279,8 @@ def test_slabs_of_a_large_volume_have_no_seams(monkeypatch, problem, shape):
 
 def test_slabs_are_differentiable(monkeypatch, problem):
     known, given = told.tell(problem, weights()), weights().score
-    monkeypatch.setattr(told, "SEEN", 12 * 12 * 8)
-    monkeypatch.setattr(told, "LEAST", 8)
+    monkeypatch.setattr(plan, "SEEN", 12 * 12 * 8)
+    monkeypatch.setattr(plan, "LEAST", 8)
     monkeypatch.setattr(told, "OVERLAP", 4)
 
     @jax.jit

@@ -329,7 +329,7 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
     trying = methods.tries_weights(solving.method, solving.weight, tilts)
     trial = methods.trial_steps(solving.asked)
     return plan.Plan(
-        method=solving.method,
+        method="adapt" if solving.adapt else solving.method,
         tilts=tilts,
         rows=rows,
         width=width,
@@ -342,7 +342,7 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
         binning=preparing.bin,
         devices=1 if (mesh := device.mesh(settings.running.devices)) is None else mesh.size,
         hosts=hosts.count(),
-        members=solving.members,
+        members=max(solving.members, solving.asked.samples),
         streamed=len(facts["shape"]) == 3
         and preparing.refine_poses is None
         and (not preparing.align or preparing.xf is not None),

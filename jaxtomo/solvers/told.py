@@ -12,12 +12,12 @@ from flax import nnx
 from jax import lax
 
 from .. import likelihood
+from ..plan import rows_at_once
 from ..priors.density import density
 from ..priors.score import SIGMA_MAX, Score, Weights, geometry, mirrored
 from .consistent import Images, measured
 from .gaussian import gaussian, restarted
 
-SEEN, LEAST = 2**22, 32  # voxels that a network sees at once, and fewest rows of them
 STEPS, AGAIN = 250, 30  # of conjugate gradients for the Gaussian solution, and after poses have changed
 OVERLAP = 16  # rows over which one slab's answer fades into the next
 
@@ -79,7 +79,7 @@ def slabs(shape: tuple[int, int, int], volumes: int = 1) -> tuple[list[slice], n
     """Rows that a network sees at once, of so many volumes, one slab after the other, and the weights `[slab, row]` its
     answers have in the volume: they fade over `OVERLAP` rows, and add up to 1."""
     depth, width, rows = shape
-    size = min(rows, max(LEAST, SEEN // (volumes * depth * width) // 8 * 8))
+    size = rows_at_once(depth, width, rows, volumes)
     count = 1 if size == rows else -(-(rows - OVERLAP) // (size - OVERLAP))
     starts = np.linspace(0, rows - size, count).round().astype(int)
     inside = np.arange(rows) - starts[:, None]
