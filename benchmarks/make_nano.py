@@ -2,7 +2,7 @@
 tomography, etched silicon.
 
     python benchmarks/make_nano.py FOLDER_WITH_THE_VOLUMES nano
-    jaxtomo train score --data nano --side 64 --out nano-training
+    jaxtomo train score --data nano --side 64 --steps 5000 --out nano-training
 
 The first folder holds autolcet_shapes.npz and nanopores3d_si.npz. Phantoms have seeds from 1,000 on, which no benchmark
 uses. Volumes are `[z, y, x]` uint8 of 128³ voxels.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +18,7 @@ def typical(volume):
     return jnp.sum(filled**2) / jnp.maximum(jnp.sum(filled), 1e-20)
 
 
+@jax.jit
 def features(guide, geometry):
     """`[12]` numbers of a reconstruction and its geometry that do not change with its intensity."""
     filled = jnp.maximum(guide, 0) / jnp.maximum(typical(guide), 1e-20)
@@ -42,6 +44,7 @@ def learned(truths: Sequence[np.ndarray], guides: Sequence[np.ndarray], geometri
     return np.stack([np.append(mean, wanted.mean()), np.append(spread, 1), np.append(slope, 1)]).astype(np.float32)
 
 
+@jax.jit
 def density(guide, geometry, table):
     """The typical density of the specimen behind a guide, by a table from `learned`."""
     mean, spread, slope = table

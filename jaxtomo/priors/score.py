@@ -103,6 +103,7 @@ def folded(features, patch: Sequence[int]):
     return laid.transpose(0, 2, 4, 1, 3, 5, 6).reshape(ny // py, nz // pz, nx // px, -1)
 
 
+@jax.jit
 def geometry(problem):
     """What the network is told of how images were taken, `[5]`: 1, the first and the last tilt (rad), the logarithms
     of their number and of their noise over their mean, each about 1."""

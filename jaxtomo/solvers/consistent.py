@@ -26,6 +26,7 @@ class Images(NamedTuple):
     pixels: jax.Array
 
 
+@jax.jit
 def measured(problem) -> Images:
     """The images and their noise, of variance a (y + `FLOOR` mean) + b, as they show it themselves.
 

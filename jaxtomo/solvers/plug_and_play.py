@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..priors.score import Weights
 from ..solve import Solver
 from .consistent import chi_square, consistent
-from .told import denoised, seen_mirrored, tell
+from .told import denoised, first_answer, tell
 
 
 def plug_and_play(
@@ -35,7 +35,7 @@ def plug_and_play(
 
     def init(problem, key):
         told = tell(problem, weights)
-        start = seen_mirrored(told.score(), told, 0)
+        start = first_answer(told)
         if not guided:
             told = told._replace(guide=jnp.zeros_like(told.guide), geometry=jnp.zeros_like(told.geometry))
         return {

@@ -15,7 +15,7 @@ from ..solve import Solver
 from .consistent import chi_square, consistent
 from .posing import Following, at_rest, followed, following
 from .samplers import Sampler, ddim, levels
-from .told import Told, denoised, seen_mirrored, tell, told_again
+from .told import Told, denoised, first_answer, tell, told_again
 
 
 def sample(
@@ -60,7 +60,7 @@ def sample(
 
     def init(problem, key):
         told = tell(problem, weights)
-        first = seen_mirrored(told.score(), told, 0) if start < SIGMA_MAX else 0.0
+        first = first_answer(told) if start < SIGMA_MAX else 0.0
         if not guided:
             told = told._replace(guide=jnp.zeros_like(told.guide), geometry=jnp.zeros_like(told.geometry))
         state = {

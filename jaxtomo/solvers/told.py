@@ -110,6 +110,12 @@ def denoised(score: Score, noisy, sigma, told: Told):
     return total
 
 
+@jax.jit
+def first_answer(told: Told):
+    """What the network expects of the images, in its units."""
+    return seen_mirrored(told.score(), told, 0)
+
+
 def seen_mirrored(score: Score, told: Told, number):
     """The network's answer to the guide as the `number`-th of eight mirror images of it, given back unmirrored; the
     next eight times it lies a voxel further, where other voxels make a patch."""
