@@ -16,7 +16,7 @@ from jaxtomo.simulate import Microscope, simulate
 RANGES_DEG = (60, 30)
 
 
-def main(picture: str | None = None, size: int = 64, steps: int = 12, ranges_deg=RANGES_DEG) -> dict:
+def main(picture: str | None = None, size: int = 64, steps: int = 8, ranges_deg=RANGES_DEG) -> dict:
     weights = load("nano")
     fine = phantoms.core_shell((2 * size,) * 3, seed=1)
     rows, scores, truth = {}, {}, None

@@ -41,6 +41,7 @@ def test_every_public_name_is_there_and_no_module_hides_one():
         ("learn_poses", {"size": 16, "steps": 20}),
         ("differentiate", {"size": 16}),
         ("few_tilts", {"size": 16, "steps": 4, "tilt_steps": (20,)}),
+        ("samples_of_a_wedge", {"size": 16, "steps": 2, "ranges_deg": (30,)}),
         ("many_devices", {"size": 16, "steps": 2}),
         ("alignment_study", {"size": 16, "steps": 2, "amounts": (0.5,), "kinds": ("all",), "out": "PNG"}),
     ],

@@ -10,8 +10,9 @@ from flax import nnx
 from untrained import tiny, weights
 
 import jaxtomo as jt
-from jaxtomo import denoising, exposures, plan, solve, solvers, train
+from jaxtomo import denoising, exposures, metrics, phantoms, plan, solve, solvers, train
 from jaxtomo.freedom import ALL, Freedom
+from jaxtomo.methods import UNLIKE
 from jaxtomo.poses import moved, movement
 from jaxtomo.priors import density as densities
 from jaxtomo.priors import score as scores
@@ -309,6 +310,20 @@ def test_poses_follow_the_volume_that_the_images_show():
     left = moved(problem, state["moves"]).shift
     wrong = movement(problem, {"shift": jnp.asarray(shift)})["shift"]  # but for movements of the specimen
     assert float(jnp.std(movement(problem, {"shift": left})["shift"])) < 0.2 * float(jnp.std(wrong))
+
+
+def test_weights_that_ship_know_their_kind():
+    """`nano` is far ahead of its own guide on a specimen it never saw, and tissue is unlike it."""
+    nano = scores.load("nano")
+    assert {"about", "data", "sources", "licence", "command", "machine", "minutes", "metrics"} <= nano.card.keys()
+    fine = phantoms.core_shell((64, 64, 64), seed=1)
+    series, truth, _ = simulate(fine, np.arange(-60, 61, 6), Microscope(dose=60), 1)
+    problem = jt.Problem(series)
+    known = told.tell(problem, nano)
+    guide = np.asarray(nano.score.outward(known.guide, known.density)).swapaxes(1, 2)
+    answer = jt.reconstruct(problem, solvers.expected(nano, 1), callbacks=(), assess=False).volume
+    assert metrics.psnr(answer, truth) > metrics.psnr(guide, truth) + 1.5
+    assert float(known.unlike) < UNLIKE < float(told.tell(problem, scores.load("fibsem")).unlike)
 
 
 def test_bad_settings_are_named(problem):

@@ -118,6 +118,12 @@ def carry_out(
                 if hosts.agreed(asked()):
                     raise KeyboardInterrupt
             refuse_diverged(result)
+            unlike = float(result.history.get("unlike", np.zeros(1))[-1])
+            if unlike > methods.UNLIKE:
+                console.warn(
+                    f"the specimen is unlike those that {solving.weights or methods.LEARNED} learned from "
+                    f"({unlike:.1f} standard deviations). Try --adapt or other --weights, and compare with --method tv."
+                )
             metrics = {"misfit": float(result.history["misfit"][-1])}
             if solving.assess:
                 with stages("assess", "judging it by the even and the odd tilts apart"):

@@ -45,6 +45,16 @@ def learned(truths: Sequence[np.ndarray], guides: Sequence[np.ndarray], geometri
 
 
 @jax.jit
+def unlikeness(guide, geometry, table):
+    """How unlike the examples of a table a guide is: by how many of their standard deviations it is peaked, dense at
+    its densest, filled, or negative otherwise than they are; the largest of the four. Of examples 1, of one in a
+    hundred 2.5."""
+    mean, spread, _ = table
+    unit = (features(guide, geometry) - mean[:-1]) / spread[:-1]
+    return jnp.max(jnp.abs(unit[jnp.array([4, 5, 6, 11])]))
+
+
+@jax.jit
 def density(guide, geometry, table):
     """The typical density of the specimen behind a guide, by a table from `learned`."""
     mean, spread, slope = table

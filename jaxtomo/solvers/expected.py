@@ -6,10 +6,10 @@ import functools
 
 import jax.numpy as jnp
 
-from ..priors.score import Weights
+from ..priors.score import SIGMA_DATA, Weights
 from ..solve import Solver
 from .consistent import chi_square, consistent
-from .told import seen_mirrored, tell
+from .told import Told, seen_mirrored, tell
 
 
 def expected(weights: Weights, steps: int = 16, trust: float = 0.1, corrections: int = 5) -> Solver:
@@ -45,7 +45,11 @@ def _stepper(corrections: int):
 
 
 def _read(problem, state, *, corrections):
-    told = state["told"]
     mean = state["sum"] / jnp.maximum(state["count"], 1)
-    wrong = state["trust"] * (0.5 * told.density * told.score().scale[...]) ** 2
-    return consistent(problem, told.images, mean, wrong, corrections), problem.pose
+    return explained(problem, state["told"], mean, state["trust"], corrections), problem.pose
+
+
+def explained(problem, told: Told, volume, trust=0.1, corrections: int = 5):
+    """What the network expects, made consistent with the images; it can be wrong by `trust` σ_d² (a variance)."""
+    wrong = trust * (SIGMA_DATA * told.density * told.score().scale[...]) ** 2
+    return consistent(problem, told.images, volume, wrong, corrections)

@@ -13,37 +13,43 @@ from ..poses import moved
 from ..priors.score import SIGMA_DATA, SIGMA_MAX, Weights
 from ..solve import Solver
 from .consistent import chi_square, consistent
+from .expected import explained
 from .posing import Following, at_rest, followed, following
 from .samplers import Sampler, ddim, levels
-from .told import Told, denoised, first_answer, tell, told_again
+from .told import Told, denoised, first_answer, seen_mirrored, tell, told_again
 
 
 def sample(
     weights: Weights,
-    steps: int = 12,
+    steps: int = 8,
     samples: int = 4,
     sampler: Sampler | None = None,
     *,
-    start: float = SIGMA_MAX,
+    start: float = 0.5,
     guided: bool = True,
     trust: float = 0.5,
     corrections: int = 10,
     freedom: Freedom | None = None,
 ) -> Solver:
-    """Draws from the posterior; the volume is their mean, `spread` their standard deviation.
+    """Draws from the posterior; the volume is made of their mean, `spread` is their standard deviation.
 
     At every level the denoised estimate is made consistent with the images by a few CG steps before noise of the next
     level is added to it: argmin over v of Σ (A v - y)²/σ_y² + Σ (v - D)²/r², with r² = `trust` σ² σ_d²/(σ² + σ_d²), how
     far D can be wrong, and of several samples the variance among them where that is more.
     [Karras et al. 2022; Chung, Lee & Ye 2024 for the CG steps]
 
+    A mean of few samples is uncertain itself. Beside each level the network is also asked what it expects of the images
+    alone, in another mirror image each time, as in `expected`, and the volume is the mean of samples as far as it is
+    further from that than chance would have it, in every neighbourhood. [James & Stein 1961]
+
     Args:
         weights: a trained network, `priors.score.load(...)`.
         steps: noise levels.
         samples: drawn at once, vmapped.
         sampler: from one level to the next: `ddim(η)`, the default, or `heun()`.
-        start: the first noise level, in the network's units. Below its largest, noise is added to what the network
-            expects of the images, and all levels go to what is left open by that. [Chung, Sim & Ye 2022]
+        start: the first noise level, in the network's units, added to what the network expects of the images, so that
+            all levels go to what is left open by that. With the largest, `SIGMA_MAX`, samples start from nothing.
+            [Chung, Sim & Ye 2022]
         guided: whether the network is told the Gaussian solution of the images; without, it is the prior alone, and
             only the correction knows the images.
         trust: of the images over the network: the share of the noise level that counts as its error.
@@ -60,12 +66,13 @@ def sample(
 
     def init(problem, key):
         told = tell(problem, weights)
-        first = first_answer(told) if start < SIGMA_MAX else 0.0
+        first = first_answer(told)
         if not guided:
             told = told._replace(guide=jnp.zeros_like(told.guide), geometry=jnp.zeros_like(told.geometry))
         state = {
             "told": told,
-            "noisy": first + start * jax.random.normal(key, (samples, *problem.shape)),
+            "noisy": first * (start < SIGMA_MAX) + start * jax.random.normal(key, (samples, *problem.shape)),
+            "expected": first,
             "clean": jnp.broadcast_to(told.score().outward(told.guide, told.density), (samples, *problem.shape)),
             "level": jnp.asarray(0),
             "sigmas": jnp.asarray(sigmas),
@@ -85,6 +92,11 @@ def _stepper(sampler: Sampler, corrections: int, guided: bool, poses: Following 
         sigma, next = state["sigmas"][state["level"]], state["sigmas"][state["level"] + 1]
         unit = (told.density * score.scale[...]) ** 2
         posed = problem.replace(pose=_pose(problem, state))
+        if guided and len(state["noisy"]) > 1:
+            # Of poses that move only the last answers count.
+            count = state["level"] + 2 if poses is None else 3
+            look = seen_mirrored(score, told, state["level"] + 1)
+            state = {**state, "expected": state["expected"] + (look - state["expected"]) / count}
 
         def answer(noisy, sigma):
             return score.outward(denoised(score, noisy, sigma, told), told.density)
@@ -108,8 +120,7 @@ def _stepper(sampler: Sampler, corrections: int, guided: bool, poses: Following 
             new["told"] = told_again(posed, told) if guided else told
         predicted = posed.project(mean)
         fit = chi_square(problem, told.images, predicted)
-        alone = chi_square(problem, told.images, posed.project(expected.mean(0)))
-        return new, {"misfit": problem.misfit(predicted)[0], "loss": fit, "noise": next, "network_alone": alone}
+        return new, {"misfit": problem.misfit(predicted)[0], "loss": fit, "noise": next, "unlike": told.unlike}
 
     return step
 
@@ -118,8 +129,25 @@ def _pose(problem, state):
     return moved(problem, state["poses"]["moves"]) if "poses" in state else problem.pose
 
 
+@jax.jit
 def _read(problem, state):
-    return state["clean"].mean(0), _pose(problem, state)
+    samples, told, pose = state["clean"], state["told"], _pose(problem, state)
+    if len(samples) == 1:
+        return samples[0], pose
+    likely = told.score().outward(state["expected"], told.density)
+    likely = explained(problem.replace(pose=pose), told, likely)
+    return shrunk(samples, likely), pose
+
+
+def shrunk(samples, volume):
+    """The mean of `samples [sample, z, x, y]`, drawn towards `volume` where it differs by no more than its own chance
+    deviation does: by the share Σ s²/N / Σ (mean - volume)² over 5³ voxels."""
+    away = samples.mean(0) - volume
+    chance = samples.var(0, ddof=1) / len(samples)
+    found, expected = (
+        jax.lax.reduce_window(a, 0.0, jax.lax.add, (5, 5, 5), (1, 1, 1), "SAME") for a in (away**2, chance)
+    )
+    return volume + away * jnp.clip(1 - expected / jnp.maximum(found, 1e-30), 0, 1)
 
 
 def _spread(problem, state):

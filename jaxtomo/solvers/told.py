@@ -13,7 +13,7 @@ from jax import lax
 
 from .. import likelihood
 from ..plan import rows_at_once
-from ..priors.density import density
+from ..priors.density import density, unlikeness
 from ..priors.score import SIGMA_MAX, Score, Weights, geometry, mirrored
 from .consistent import Images, measured
 from .gaussian import gaussian, restarted
@@ -32,6 +32,7 @@ class Told(NamedTuple):
         images: what is known of their noise.
         network: graph, parameters and the rest of the network.
         solved: the state of the Gaussian solution.
+        unlike: how unlike the specimens the network learned from this one is, see `priors.density.unlikeness`.
     """
 
     guide: jax.Array
@@ -40,6 +41,7 @@ class Told(NamedTuple):
     images: Images
     network: Any
     solved: Any
+    unlike: jax.Array
 
     def score(self) -> Score:
         return nnx.merge(*self.network)
@@ -61,9 +63,18 @@ def _solved(problem, state, count, *, step):
 def tell(problem, weights: Weights) -> Told:
     """What the network is told: the Gaussian solution, and how dense such a specimen is likely to be."""
     guide, shown, solved = guided(problem, weights.spectrum)
-    known = density(guide, shown, jnp.asarray(weights.density))
+    table = jnp.asarray(weights.density)
+    known = density(guide, shown, table)
     network = nnx.split(weights.score, nnx.Param, ...)
-    return Told(weights.score.inward(guide, known), shown, known, measured(problem), network, solved)
+    return Told(
+        weights.score.inward(guide, known),
+        shown,
+        known,
+        measured(problem),
+        network,
+        solved,
+        unlikeness(guide, shown, table),
+    )
 
 
 def told_again(problem, told: Told) -> Told:
