@@ -86,7 +86,7 @@ def told_again(problem, told: Told) -> Told:
     return told._replace(guide=guide, geometry=geometry(problem), solved=solved)
 
 
-def slabs(shape: tuple[int, int, int], volumes: int = 1) -> tuple[list[slice], np.ndarray]:
+def slabs(shape: tuple[int, ...], volumes: int = 1) -> tuple[list[slice], np.ndarray]:
     """Rows that a network sees at once, of so many volumes, one slab after the other, and the weights `[slab, row]` its
     answers have in the volume: they fade over `OVERLAP` rows, and add up to 1."""
     depth, width, rows = shape
