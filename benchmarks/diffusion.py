@@ -70,7 +70,7 @@ class Posed(NamedTuple):
     problem: jt.Problem
     truth: np.ndarray
     exposure: Exposure
-    variance: np.ndarray  # of the noise of every pixel
+    variance: np.ndarray  # of the noise of every pixel; NaN where less than a count is expected
 
 
 @functools.lru_cache(1)
@@ -89,15 +89,16 @@ def posed(case: Case) -> Posed:
     problem = jt.Problem(exposure.series)
     if case.moved_px:
         problem = jt.Problem(exposure.series, refine(problem, Freedom()).pose)
-    mean = exposure.clean.mean()
-    return Posed(problem, exposure.truth, exposure, np.maximum(exposure.clean, 0.02 * mean) * mean / case.dose)
+    count = exposure.clean.mean() / case.dose  # intensity of one electron
+    variance = np.where(exposure.clean > count, exposure.clean * count, np.nan)
+    return Posed(problem, exposure.truth, exposure, variance)
 
 
 def chi_square(here: Posed, volume: np.ndarray, pose: jt.Pose) -> float:
-    """Mean of (A v - y)² over the variance that the simulator's noise has."""
+    """Mean of (A v - y)² over the variance that the simulator's noise has, where there is some."""
     problem = here.problem.replace(pose=pose)
     predicted = np.asarray(problem.project(volume.swapaxes(1, 2))).swapaxes(1, 2)
-    return float(np.mean((predicted - here.exposure.series.images) ** 2 / here.variance))
+    return float(np.nanmean((predicted - here.exposure.series.images) ** 2 / here.variance))
 
 
 def placed(volume: np.ndarray, truth: np.ndarray) -> np.ndarray:
