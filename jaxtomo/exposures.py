@@ -112,8 +112,9 @@ class Library:
 
 
 def _without_corner(volume):
-    """The largest box of a volume that leaves out its last corner."""
-    return volume[: volume.shape[0] - 2 * CORNER]
+    """The largest box of a volume that leaves out its last corner: cut across its longest axis."""
+    axis = int(np.argmax(volume.shape))
+    return volume[(slice(None),) * axis + (slice(volume.shape[axis] - 2 * CORNER),)]
 
 
 def _even(volume):
@@ -171,8 +172,8 @@ class Batches:
         self.library, self.size, self.patch, self.seed, self.validation = library, size, patch, seed, validation
         self.pool: dict[int, Example] = {}
 
-    def __call__(self, i: int, said=lambda done: None) -> Example:
-        """Batch `i`: an Example of arrays with a leading axis. `said(share)` hears of the first pool's progress."""
+    def __call__(self, i: int) -> Example:
+        """Batch `i`: an Example of arrays with a leading axis."""
         first = 0 if self.validation else i // RENEWED
         count = self.size if self.validation else POOL
         for j in [j for j in self.pool if j < first]:
@@ -180,7 +181,6 @@ class Batches:
         for j in range(first, first + count):
             if j not in self.pool:
                 self.pool[j] = self.library.example((self.seed, int(self.validation), j), self.validation)
-                said((j - first + 1) / count)
         rng = np.random.default_rng((self.seed, 2, i))
         which = range(count) if self.validation else first + rng.integers(0, count, self.size)
         return Example(*map(np.stack, zip(*(self._patch(self.pool[int(j)], rng) for j in which), strict=True)))

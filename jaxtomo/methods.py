@@ -25,7 +25,8 @@ WEIGHTS = {
 }
 """What `--weight auto` tries."""
 
-LEARNED = "nano"  # what diffusion takes if no weights are named
+SHIPPED = ("nano", "fibsem")  # weights of diffusion
+LEARNED = "nano"  # what it takes if no weights are named
 UNLIKE = 2.6  # standard deviations from the specimens that diffusion learned from, above which it warns
 SAMPLES = 4  # of diffusion, whose mean is the volume
 
@@ -90,7 +91,7 @@ def maker(asked: Asked) -> Callable[[float | None], Any]:
             case "gaussian":
                 return solvers.gaussian(asked.spectrum, **given)
             case "diffusion":
-                trained = _trained(asked.weights or LEARNED)
+                trained = _trained(LEARNED if asked.weights is None else asked.weights)
                 if asked.adapt:
                     return solvers.adapt(trained, **planned)
                 return solvers.sample(trained, samples=asked.samples, **planned)

@@ -46,7 +46,7 @@ NEEDS = {
     "dip": Need(110, 3.5, 2, 700, code=200_000_000),
     "dip-tv": Need(103, 5, 2, 700, code=200_000_000),
     "inr": Need(15, 4, 2, 400, code=200_000_000),
-    "diffusion": Need(6, 5, 90, 6000, code=300_000_000, network=115),
+    "diffusion": Need(6, 5, 22, 1500, code=300_000_000, network=115),
     "adapt": Need(600, 5, 2, 2000, code=300_000_000),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
@@ -213,9 +213,9 @@ class Plan:
     def _step(self, method: str | None = None) -> float:
         """Seconds of one step on one core, or on one device."""
         need, voxels = NEEDS[method or self.method], self.volume_bytes / 4
-        return (
-            need.projections * voxels * self.tilts / PROJECTED[self.device] + need.passes * voxels / MOVED[self.device]
-        )
+        projected = need.projections * voxels * self.tilts / PROJECTED[self.device]
+        each = projected + need.passes * voxels / MOVED[self.device]
+        return each * (self.members if need.network else 1)
 
     @property
     def seconds(self) -> float:

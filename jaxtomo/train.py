@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .errors import InputError
+from .solve import whole_chunk
 
 MEMORY = 0.999  # of the running average of the weights
 EVERY = 100  # steps between two lines of the log
@@ -96,12 +97,16 @@ def train(
         done = manager.latest_step() or 0
         if done:
             kept = manager.restore(done, args=ocp.args.StandardRestore(_numbered(state)))
-            state = jax.tree.unflatten(jax.tree.structure(state), [kept[name] for name in sorted(kept)])
+            # As NumPy: the devices of now may not be those of then.
+            leaves = [np.asarray(kept[name]) for name in sorted(kept)]
+            state = jax.tree.unflatten(jax.tree.structure(state), leaves)
     elif manager.latest_step() is not None:
         raise InputError(f"{folder}: holds a training already. Go on with it (--resume), or give another folder.")
     devices = jax.devices()
     sharding = NamedSharding(jax.sharding.Mesh(np.array(devices), ("example",)), PartitionSpec("example"))
     key, began, saved, losses = jax.random.key(seed), time.monotonic(), time.monotonic(), []
+
+    worth = True  # what a checkpoint would keep
 
     def save():
         nonlocal saved
@@ -115,9 +120,10 @@ def train(
             batch = batches(done)
             if all(leaf.shape[0] % len(devices) == 0 for leaf in jax.tree.leaves(batch)):
                 batch = jax.device_put(batch, sharding)
-            state, value = step(state, graph, rest, batch, key, done, loss=loss, transform=transform)
-            losses.append(value)
-            done += 1
+            with whole_chunk():
+                state, value = step(state, graph, rest, batch, key, done, loss=loss, transform=transform)
+                losses.append(value)
+                done += 1
             if done % EVERY == 0 or done == steps:
                 line = {"step": done, "loss": float(np.mean(jax.device_get(losses)))}
                 for name, (check, data) in (checks or {}).items():
@@ -128,11 +134,15 @@ def train(
                     file.write(json.dumps(line) + "\n")
                 say("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
                 if not np.isfinite(line["loss"]):
-                    raise InputError(f"the loss is no number at step {done}. Start again with a lower rate ({rate:g}).")
+                    worth = False
+                    raise InputError(f"the loss is no number. Start again, in a new folder, at a rate below {rate:g}.")
             if time.monotonic() - saved > every:
                 save()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted after step {done}; go on with --resume") from None
     finally:
-        save()
+        if worth:
+            save()
     return nnx.merge(graph, state.average, rest)
 
 

@@ -70,8 +70,9 @@ class Solving:
     gaussian: textured volumes such as tissue. diffusion: a network that has learned what such specimens look like, for
     a wide missing wedge. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
     weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=NONE)] = None
-    """How strongly the methods with a prior (all but wbp, sirt, sart, cgls and dip) prefer a smooth volume: larger is
-    smoother. auto, the default from six tilts, tries some, and takes the one that predicts left-out tilts best."""
+    """How strongly the methods with a prior (all but wbp, sirt, sart, cgls, dip and diffusion) prefer a smooth volume:
+    larger is smoother. auto, the default from six tilts, tries some, and takes the one that predicts left-out tilts
+    best."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint=BY_METHOD)] = None
     """How many steps at most."""
     thickness: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the images' width)")] = None
@@ -211,6 +212,16 @@ def _check(settings: Reconstruct) -> None:
         raise InputError("--members: wbp does not weigh pixels, so all would be the same. Take another --method.")
     if slabs > 1 and solving.members > 1:
         raise InputError(f"--members {solving.members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
+    if solving.method == "diffusion" and solving.fit_intensity:
+        raise InputError("--fit-intensity: not with --method diffusion, which asks linearly. Take root-tv or dip-tv.")
+    if solving.method == "diffusion" and solving.steps == 1:
+        raise InputError("--steps 1: diffusion goes from noise to none in 2 steps or more. Leave it out.")
+    given = None if solving.weights in (None, *methods.SHIPPED) else solving.weights
+    if given is not None and solving.method == "diffusion" and not (Path(given) / "card.json").is_file():
+        raise InputError(
+            f"--weights {given}: no weights there. Give {' or '.join(methods.SHIPPED)}, or the folder 'weights' of a "
+            "jaxtomo train."
+        )
     if solving.weights is not None and solving.method != "diffusion":
         raise InputError("--weights: what --method diffusion has learned, and only that. Give both or none.")
     if solving.adapt and (solving.method != "diffusion" or solving.members > 1):
@@ -274,12 +285,15 @@ def _earlier(folder: Path, settings: Reconstruct) -> dict[str, Any]:
 def lasting(settings: Reconstruct) -> Reconstruct:
     """The settings with paths that mean the same in every folder, as config.toml keeps them."""
     reading, preparing = settings.reading, settings.preparing
-    angles, xf = reading.angles, preparing.xf
+    angles, xf, weights = reading.angles, preparing.xf, settings.solving.weights
+    if weights is not None and weights not in methods.SHIPPED:
+        weights = os.path.abspath(weights)
     return replace(
         settings,
         file=os.path.abspath(required(settings.file, "FILE")),
         reading=replace(reading, angles=os.path.abspath(angles) if angles and Path(angles).is_file() else angles),
         preparing=replace(preparing, xf=os.path.abspath(xf) if xf else None),
+        solving=replace(settings.solving, weights=weights),
     )
 
 

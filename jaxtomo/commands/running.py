@@ -99,6 +99,7 @@ def carry_out(
             **device.describe(),
             "input": {"file": str(settings.file), "sha256": digest},
             "method": solving.method,
+            **({"weights": solving.weights or methods.LEARNED} if solving.method == "diffusion" else {}),
             "seed": solving.seed,
             "steps_asked": steps,
             "slabs": plan.slabs,

@@ -89,6 +89,12 @@ def run(settings: Train, console: Console) -> Outcome:
     if settings.invert:
         largest = max(volume.max() for volume in volumes)
         volumes = [largest - volume for volume in volumes]
+    for file, volume in zip(files, volumes, strict=True):
+        if volume.ndim != 3 or min(volume.shape) < 2 * settings.side:
+            raise InputError(
+                f"{file}: has {' × '.join(map(str, volume.shape))} voxels; --side {settings.side} needs "
+                f"{2 * settings.side} along every axis. Give a smaller --side (and --patch), or larger volumes."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).write_text(json.dumps(asked, indent=1) + "\n")
     began = time.time()

@@ -21,14 +21,14 @@ from flax import nnx
 
 from ..errors import InputError
 from ..likelihood import noise_variance
+from ..methods import SHIPPED
 from ..spectrum import Spectrum
 from .dip import unfolded
 from .nets import ConditionedUNet
 
 SIGMA_DATA = 0.5  # standard deviation of volumes in the network's units
 SIGMA_MAX = 80.0  # noise in which nothing is left of them
-NAMES = ("nano", "fibsem")  # of the weights that ship
-SHIPPED = Path(str(resources.files("jaxtomo"))) / "weights"
+FOLDER = Path(str(resources.files("jaxtomo"))) / "weights"
 GEOMETRY = 5  # numbers that `geometry` tells
 
 
@@ -122,6 +122,8 @@ def mirrored(geometry):
 class Weights(NamedTuple):
     """A trained network.
 
+    `name` is for the record: what it learned from, by the checksum of that.
+
     Attributes:
         score: the network.
         spectrum: of what it was trained on: that of its guides.
@@ -133,6 +135,10 @@ class Weights(NamedTuple):
     spectrum: Spectrum
     density: np.ndarray
     card: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.card.get('steps', 0)} steps on data {str(self.card.get('sha256', 'unknown'))[:12]}"
 
 
 def save(folder: str | Path, weights: Weights) -> None:
@@ -169,10 +175,10 @@ def load(name: str | Path) -> Weights:
     `fibsem`, of stained tissue. Raises InputError where there are none."""
     import orbax.checkpoint as ocp
 
-    folder = SHIPPED / name if name in NAMES else Path(name).absolute()
+    folder = FOLDER / name if name in SHIPPED else Path(name).absolute()
     if not (folder / "card.json").is_file():
         raise InputError(
-            f"{name}: no weights there. Give {' or '.join(NAMES)}, or the folder 'weights' of a jaxtomo train."
+            f"{name}: no weights there. Give {' or '.join(SHIPPED)}, or the folder 'weights' of a jaxtomo train."
         )
     card = json.loads((folder / "card.json").read_text())
     known = card["spectrum"]

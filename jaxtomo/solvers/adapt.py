@@ -27,7 +27,7 @@ def adapt(
     def prior(problem, density, key):
         return Adapted(tell(problem, weights), rank, nnx.Rngs(key))
 
-    settings = {"method": "adapt", "rank": rank, "planned_steps": steps, "rate": rate}
+    settings = {"method": "adapt", "weights": weights.name, "rank": rank, "planned_steps": steps, "rate": rate}
     return fit(
         prior,
         falling_adam(rate, steps),

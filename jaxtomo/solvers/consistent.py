@@ -58,18 +58,20 @@ def chi_square(problem, images: Images, predicted):
 def consistent(problem, images: Images, volume, variance, steps: int = 5):
     """argmin over v of Σ (A v - y)² / σ² + Σ (v - volume)² / variance, as far as a few CG steps from `volume` get.
 
-    `variance` is a number or `[z, x, y]`: what is not measured is left as it is, what is certain nearly so. Under
-    another likelihood than the Gaussian, pixels weigh as its slope at the start says (iteratively reweighted least
-    squares), so that outliers do not pull. [Chung, Lee & Ye 2024 for the few steps; Huber 1964]
+    `variance` is a number or `[z, x, y]`: what is not measured is left as it is, what is certain nearly so. Under a
+    robust likelihood pixels weigh as its slope at the start says (iteratively reweighted least squares), so that
+    outliers do not pull; that counts are as uncertain as they are large is in σ already. [Chung, Lee & Ye 2024 for the
+    few steps; Huber 1964]
     """
     predicted = problem.project(volume)
     residual = problem.images - problem.explained(predicted)
     precision = images.precision
-    if problem.likelihood is not gaussian():
+    if problem.likelihood is not gaussian() and not getattr(problem.likelihood, "counts", False):
         slope = jax.grad(lambda p: problem.likelihood(p, problem.images, problem.weights))(predicted)
         usual = problem.weights * jnp.abs(residual)
-        bend = jnp.where(usual > 0, jnp.abs(slope) / jnp.where(usual > 0, usual, 1), 1)
-        precision = precision * jnp.clip(bend / jnp.maximum(jnp.median(bend), 1e-20), 0, 1)
+        bend = jnp.where(usual > 0, jnp.abs(slope) / jnp.where(usual > 0, usual, 1), jnp.nan)
+        bend = jnp.nan_to_num(bend / jnp.maximum(jnp.nanmedian(bend), 1e-20), nan=1.0)
+        precision = precision * jnp.clip(bend, 0, 1)
     root = jnp.broadcast_to(jnp.sqrt(variance), volume.shape)
 
     def normal(white):

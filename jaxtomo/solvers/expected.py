@@ -25,7 +25,7 @@ def expected(weights: Weights, steps: int = 16, trust: float = 0.1, corrections:
         told = tell(problem, weights)
         return {"told": told, "sum": jnp.zeros(problem.shape), "count": jnp.asarray(0), "trust": jnp.asarray(trust)}
 
-    settings = {"method": "expected", "planned_steps": steps, "trust": trust}
+    settings = {"method": "expected", "weights": weights.name, "planned_steps": steps, "trust": trust}
     return Solver(init, _stepper(corrections), functools.partial(_read, corrections=corrections), settings, steps)
 
 

@@ -47,7 +47,13 @@ def plug_and_play(
             "coupling": jnp.asarray(coupling, jnp.float32),
         }
 
-    settings = {"method": "plug-and-play", "planned_steps": len(plan), "coupling": coupling, "guided": guided}
+    settings = {
+        "method": "plug-and-play",
+        "weights": weights.name,
+        "planned_steps": len(plan),
+        "coupling": coupling,
+        "guided": guided,
+    }
     return Solver(init, _stepper(corrections), _read, settings, len(plan))
 
 

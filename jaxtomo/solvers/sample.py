@@ -51,7 +51,7 @@ def sample(
             all levels go to what is left open by that. With the largest, `SIGMA_MAX`, samples start from nothing.
             [Chung, Sim & Ye 2022]
         guided: whether the network is told the Gaussian solution of the images; without, it is the prior alone, and
-            only the correction knows the images.
+            only the correction knows the images. Samples then start from nothing, and the volume is their plain mean.
         trust: of the images over the network: the share of the noise level that counts as its error.
         corrections: CG steps.
         freedom: what of the poses is learned on the way, at every level from what the network expects; None for
@@ -61,14 +61,15 @@ def sample(
         raise InputError(f"{steps} steps and {samples} samples: give 2 or more and 1 or more.")
     if not 0.02 < start <= SIGMA_MAX:
         raise InputError(f"start={start}: give a noise level from 0.02 to {SIGMA_MAX:g}.")
+    start = start if guided else SIGMA_MAX
     chosen, sigmas = sampler or ddim(), levels(steps, most=start)
     poses = None if freedom is None else following(freedom, steps)
 
     def init(problem, key):
         told = tell(problem, weights)
-        first = first_answer(told)
         if not guided:
             told = told._replace(guide=jnp.zeros_like(told.guide), geometry=jnp.zeros_like(told.geometry))
+        first = first_answer(told)
         state = {
             "told": told,
             "noisy": first * (start < SIGMA_MAX) + start * jax.random.normal(key, (samples, *problem.shape)),
@@ -80,8 +81,16 @@ def sample(
         }
         return state if poses is None else {**state, "poses": at_rest(problem, poses)}
 
-    settings = {"method": "sample", "planned_steps": steps, "samples": samples, "guided": guided, "trust": trust}
-    return Solver(init, _stepper(chosen, corrections, guided, poses), _read, settings, steps, _spread)
+    settings = {
+        "method": "sample",
+        "weights": weights.name,
+        "planned_steps": steps,
+        "samples": samples,
+        "guided": guided,
+        "trust": trust,
+    }
+    read = _read if guided and samples > 1 else _plain
+    return Solver(init, _stepper(chosen, corrections, guided, poses), read, settings, steps, _spread)
 
 
 @functools.lru_cache(16)
@@ -113,6 +122,8 @@ def _stepper(sampler: Sampler, corrections: int, guided: bool, poses: Following 
         clean = explaining(expected, sigma)
         noisy = sampler(denoise, state["noisy"], score.inward(clean, told.density), sigma, next, key)
         new = {**state, "noisy": noisy, "clean": clean, "level": state["level"] + 1}
+        over = state["level"] >= len(state["sigmas"]) - 1  # steps beyond the plan change nothing
+        new = jax.tree.map(lambda old, new: jnp.where(over, old, new), state, new)
         mean = clean.mean(0)
         if poses is not None:
             new["poses"] = followed(problem, poses, state["poses"], told.images, expected.mean(0))
@@ -129,11 +140,13 @@ def _pose(problem, state):
     return moved(problem, state["poses"]["moves"]) if "poses" in state else problem.pose
 
 
+def _plain(problem, state):
+    return state["clean"].mean(0), _pose(problem, state)
+
+
 @jax.jit
 def _read(problem, state):
     samples, told, pose = state["clean"], state["told"], _pose(problem, state)
-    if len(samples) == 1:
-        return samples[0], pose
     likely = told.score().outward(state["expected"], told.density)
     likely = explained(problem.replace(pose=pose), told, likely)
     return shrunk(samples, likely), pose
