@@ -201,7 +201,7 @@ def test_every_initialisation_trains(block, body):
     solver = jt.inr(0.05, steps=100, rate=rate, encoding=ENCODINGS[encoding], body=BODIES[body])
     for seed in range(10):
         result = jt.reconstruct(problem, solver, key=jax.random.key(seed), callbacks=(), assess=False)
-        assert result.history["misfit"][-1] < 0.6, seed
+        assert result.history["misfit"][-1] < 0.7, seed  # a dead one stays where it starts, at 1
 
 
 def test_learns_poses_with_the_network(block):
