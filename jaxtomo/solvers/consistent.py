@@ -69,7 +69,8 @@ def consistent(problem, images: Images, volume, variance, steps: int = 5):
     if problem.likelihood is not gaussian() and not getattr(problem.likelihood, "counts", False):
         slope = jax.grad(lambda p: problem.likelihood(p, problem.images, problem.weights))(predicted)
         usual = problem.weights * jnp.abs(residual)
-        bend = jnp.where(usual > 0, jnp.abs(slope) / jnp.where(usual > 0, usual, 1), jnp.nan)
+        nothing = jnp.where(problem.weights > 0, 1, jnp.nan)  # left to explain, or asked
+        bend = jnp.where(usual > 0, jnp.abs(slope) / jnp.where(usual > 0, usual, 1), nothing)
         bend = jnp.nan_to_num(bend / jnp.maximum(jnp.nanmedian(bend), 1e-20), nan=1.0)
         precision = precision * jnp.clip(bend, 0, 1)
     root = jnp.broadcast_to(jnp.sqrt(variance), volume.shape)
