@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import InputError
@@ -34,6 +35,16 @@ SAMPLES = 4  # of diffusion, whose mean is the volume
 def tries_weights(method: str, weight: float | str | None, tilts: int) -> bool:
     """Whether the weight is chosen by left-out tilts: if asked for, or if none is given and tilts can be spared."""
     return weight == "auto" or (weight is None and method in WEIGHTED and tilts >= 6)
+
+
+def weights_folder(name: str | Path) -> Path:
+    """Where weights of that name lie, or the folder itself. Raises InputError where there are none."""
+    folder = Path(__file__).parent / "weights" / name if name in SHIPPED else Path(name).absolute()
+    if not (folder / "card.json").is_file():
+        raise InputError(
+            f"{name}: no weights there. Give {' or '.join(SHIPPED)}, or the folder 'weights' of a jaxtomo train."
+        )
+    return folder
 
 
 class Asked(NamedTuple):

@@ -216,12 +216,8 @@ def _check(settings: Reconstruct) -> None:
         raise InputError("--fit-intensity: not with --method diffusion, which asks linearly. Take root-tv or dip-tv.")
     if solving.method == "diffusion" and solving.steps == 1:
         raise InputError("--steps 1: diffusion goes from noise to none in 2 steps or more. Leave it out.")
-    given = None if solving.weights in (None, *methods.SHIPPED) else solving.weights
-    if given is not None and solving.method == "diffusion" and not (Path(given) / "card.json").is_file():
-        raise InputError(
-            f"--weights {given}: no weights there. Give {' or '.join(methods.SHIPPED)}, or the folder 'weights' of a "
-            "jaxtomo train."
-        )
+    if solving.method == "diffusion":
+        methods.weights_folder(methods.LEARNED if solving.weights is None else solving.weights)
     if solving.weights is not None and solving.method != "diffusion":
         raise InputError("--weights: what --method diffusion has learned, and only that. Give both or none.")
     if solving.adapt and (solving.method != "diffusion" or solving.members > 1):

@@ -10,7 +10,6 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +20,13 @@ from flax import nnx
 
 from ..errors import InputError
 from ..likelihood import noise_variance
-from ..methods import SHIPPED
+from ..methods import weights_folder
 from ..spectrum import Spectrum
 from .dip import unfolded
 from .nets import ConditionedUNet
 
 SIGMA_DATA = 0.5  # standard deviation of volumes in the network's units
 SIGMA_MAX = 80.0  # noise in which nothing is left of them
-FOLDER = Path(str(resources.files("jaxtomo"))) / "weights"
 GEOMETRY = 5  # numbers that `geometry` tells
 
 
@@ -122,8 +120,6 @@ def mirrored(geometry):
 class Weights(NamedTuple):
     """A trained network.
 
-    `name` is for the record: what it learned from, by the checksum of that.
-
     Attributes:
         score: the network.
         spectrum: of what it was trained on: that of its guides.
@@ -138,6 +134,7 @@ class Weights(NamedTuple):
 
     @property
     def name(self) -> str:
+        """For the record: how long it learned, and the checksum of what from."""
         return f"{self.card.get('steps', 0)} steps on data {str(self.card.get('sha256', 'unknown'))[:12]}"
 
 
@@ -175,11 +172,7 @@ def load(name: str | Path) -> Weights:
     `fibsem`, of stained tissue. Raises InputError where there are none."""
     import orbax.checkpoint as ocp
 
-    folder = FOLDER / name if name in SHIPPED else Path(name).absolute()
-    if not (folder / "card.json").is_file():
-        raise InputError(
-            f"{name}: no weights there. Give {' or '.join(SHIPPED)}, or the folder 'weights' of a jaxtomo train."
-        )
+    folder = weights_folder(name)
     card = json.loads((folder / "card.json").read_text())
     known = card["spectrum"]
     spectrum = Spectrum(np.asarray(known["frequency"]), np.asarray(known["power"]), known["mean"], known["std"])
