@@ -21,7 +21,7 @@ from .train import LOG, train
 
 MEAN, SPREAD = -1.2, 1.2  # of ln σ in training [Karras et al. 2022]
 ALONE, BLIND = 0.25, 0.5  # share of examples without a guide, and of those with one the share that sees only that
-USUAL, LEAST = 0.3, 0.03  # a guide's error over the variance of volumes: of most, and what is as good as none
+USUAL, LEAST = 0.3, 0.005  # the guides' error over the variance of volumes: of most, and what is as good as none
 VALIDATION = 16  # examples
 
 
@@ -47,11 +47,11 @@ def denoising_loss(score: Score, batch, key, only: bool | None = None):
 
     noisy = truth + wide(sigma) * jax.random.normal(draw[3], truth.shape)
     noisy = jnp.where(wide(blind), 0, noisy)
-    guide, told = jnp.where(wide(alone), 0, guide), jnp.where(alone[:, None], 0, batch.geometry)
+    guide, told = jnp.where(wide(alone)[..., None], 0, guide), jnp.where(alone[:, None], 0, batch.geometry)
     found = jax.vmap(score)(noisy, sigma, guide, told)
     weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
     # What is well measured counts as much as what is not, where most of the error is nobody's to mend.
-    hidden = jnp.mean((guide - truth) ** 2, (1, 2, 3)) / SIGMA_DATA**2
+    hidden = jnp.mean((guide - truth[:, None]) ** 2, (2, 3, 4)).min(1) / SIGMA_DATA**2
     weight = jnp.where(blind, weight * USUAL / (hidden + LEAST), weight)
     return jnp.mean(wide(weight) * (found - truth) ** 2)
 
@@ -61,6 +61,7 @@ def train_score(
     folder: str | Path,
     *,
     network: Mapping[str, Any] | None = None,
+    start: Weights | None = None,
     side: int = 48,
     patch: tuple[int, int, int] = (48, 32, 32),
     batch: int = 3,
@@ -78,6 +79,7 @@ def train_score(
         volumes: `[z, y, x]` each, 0 where there is nothing.
         folder: of the training.
         network: arguments of `Score`.
+        start: trained weights to begin with, instead of random ones of such a network.
         side, patch: voxels of a simulated specimen, and (z, x, y) of what the network is shown of it.
         batch, steps, rate, seed: of the training.
         resume: go on with the one in the folder.
@@ -86,15 +88,21 @@ def train_score(
     folder = Path(folder)
     library = Library.of(volumes, side)
     batches = Batches(library, batch, patch, seed)
+    if len(volumes) == 1 and not library.keeps_corner:
+        say("one volume without room for a corner to keep: what is said of validation is of what is learned")
     say("simulating the first examples")
     batches(0)
     first = [*batches.pool.values()]
     truth = np.stack([example.truth for example in first])
-    table = learned(list(truth), [example.guide for example in first], [example.geometry for example in first])
+    table = learned(list(truth), [example.guide[0] for example in first], [example.geometry for example in first])
     validation = Batches(library, VALIDATION, patch, seed, validation=True)(0)
     units = {"centre": float(truth.mean()), "scale": float(truth.std() / SIGMA_DATA)}
-    score: Any = train(
-        Score(**units, **(network or {}), rngs=nnx.Rngs(seed)),
+    shape = network or {} if start is None else start.score.shape
+    score: Any = Score(**units, **shape, rngs=nnx.Rngs(seed))
+    if start is not None:
+        nnx.update(score, nnx.state(start.score, nnx.Param))
+    score = train(
+        score,
         batches,
         folder,
         loss=denoising_loss,
@@ -108,14 +116,18 @@ def train_score(
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(score, nnx.Param)))
     facts = {**(card or {}), **lines[-1], "parameters": parameters}
+    new = folder / "weights.new"
+    shutil.rmtree(new, ignore_errors=True)
+    save(new, Weights(score, library.spectrum, table, facts))
     shutil.rmtree(folder / "weights", ignore_errors=True)
-    save(folder / "weights", Weights(score, library.spectrum, table, facts))
+    new.rename(folder / "weights")
     step = np.array([line["step"] for line in lines])
     curves = {name: np.array([line[name] for line in lines]) for name in ("loss", "alone", "guided")}
     plot.lines([("loss", step, curves)], "step", log=True, height=3).savefig(folder / "loss.png")
     answer = np.asarray(_answers(*nnx.split(score), validation))
     middle = answer.shape[3] // 2
-    rows = {"truth": validation.truth, "guide": validation.guide, "answer": answer}
+    rows = {"truth": validation.truth, "gaussian": validation.guide[:, 0], "root TV": validation.guide[:, 1]}
+    rows["answer"] = answer
     plot.pictures({name: [v[:, :, middle] for v in volumes[:8]] for name, volumes in rows.items()}).savefig(
         folder / "examples.png"
     )
@@ -129,7 +141,7 @@ def _answers(graph, state, batch):
 
     def one(guide, told):
         seen = score.inward(guide, 1.0)
-        return score.outward(score(jnp.zeros_like(seen), jnp.float32(SIGMA_MAX), seen, told), 1.0)
+        return score.outward(score(jnp.zeros_like(seen[0]), jnp.float32(SIGMA_MAX), seen, told), 1.0)
 
     return jax.vmap(one)(batch.guide, batch.geometry)
 

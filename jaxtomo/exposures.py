@@ -20,12 +20,12 @@ from .spectrum import Spectrum, spectrum_of
 TILTS = 61  # of every simulated series: where fewer are drawn, some are there twice, with no weight
 CORNER = 64  # voxels a side that large volumes keep for validation
 POOL = 96  # examples that batches are drawn from
-RENEWED = 12  # batches after which the oldest of them is replaced
+RENEWED = 24  # batches after which the oldest of them is replaced
 
 
 class Example(NamedTuple):
-    """A specimen `[z, x, y]`, the Gaussian solution of its images, both relative to its density, and what
-    `priors.score.geometry` says of these."""
+    """A specimen `[z, x, y]`, the solutions of its images `[2, z, x, y]` that a network is told, both relative to its
+    density, and what `priors.score.geometry` says of these."""
 
     truth: np.ndarray
     guide: np.ndarray
@@ -97,7 +97,7 @@ class Library:
         return part.transpose(rng.permutation(3))[flips]
 
     def example(self, seed: Sequence[int], validation: bool = False) -> Example:
-        """The example of a seed: a cut, its tilt series under a random microscope, and the Gaussian solution."""
+        """The example of a seed: a cut, its tilt series under a random microscope, and what that is solved to."""
         rng = np.random.default_rng(seed)
         fine = specimen(self.cut(rng, validation), rng)
         tilt_deg, microscope = conditions(rng)
@@ -154,7 +154,7 @@ def conditions(rng: np.random.Generator) -> tuple[np.ndarray, Microscope]:
 class Batches:
     """Batches of examples for training, the same for the same seed and number, whichever were asked for before.
 
-    Batch i is drawn from the examples i/12 to i/12 + 96, flipped and cut to patches at random.
+    Batch i is drawn from the examples i/24 to i/24 + 96, flipped and cut to patches at random.
     """
 
     def __init__(
@@ -191,4 +191,4 @@ class Batches:
         turned = rng.random(3) < 0.5
         flips = tuple(slice(None, None, -1 if t else 1) for t in turned)
         told = np.asarray(mirrored(example.geometry)) if turned[0] != turned[1] else example.geometry
-        return Example(example.truth[box][flips], example.guide[box][flips], told)
+        return Example(example.truth[box][flips], example.guide[:, *box][:, *flips], told)

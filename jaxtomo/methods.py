@@ -55,7 +55,7 @@ class Asked(NamedTuple):
         steps: how many; None for the method's own.
         spectrum: of `gaussian`.
         weights: of `diffusion`: a name or a folder, see `priors.score.load`; None for `nano`.
-        members: of an ensemble; of `diffusion` samples of the posterior.
+        members: of an ensemble; of `diffusion` samples of the posterior; None for the method's own.
         adapt: whether `diffusion` fits its network to the series.
     """
 
@@ -63,18 +63,18 @@ class Asked(NamedTuple):
     steps: int | None = None
     spectrum: str = "fib_sem"
     weights: str | None = None
-    members: int = 1
+    members: int | None = None
     adapt: bool = False
 
     @property
     def samples(self) -> int:
         """Members that are computed side by side."""
-        return 1 if self.method != "diffusion" or self.adapt else SAMPLES if self.members == 1 else self.members
+        return 1 if self.method != "diffusion" or self.adapt else self.members or SAMPLES
 
     @property
     def turns(self) -> int:
         """How many times the method's steps are done, one member after the other."""
-        return 1 if self.method == "diffusion" else self.members
+        return 1 if self.method == "diffusion" else self.members or 1
 
 
 def maker(asked: Asked) -> Callable[[float | None], Any]:

@@ -46,7 +46,7 @@ NEEDS = {
     "dip": Need(110, 3.5, 2, 700, code=200_000_000),
     "dip-tv": Need(103, 5, 2, 700, code=200_000_000),
     "inr": Need(15, 4, 2, 400, code=200_000_000),
-    "diffusion": Need(6, 5, 22, 1500, code=300_000_000, network=115),
+    "diffusion": Need(6, 5, 22, 1500, code=300_000_000, network=170),
     "adapt": Need(600, 5, 2, 2000, code=300_000_000),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }

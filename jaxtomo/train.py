@@ -33,7 +33,8 @@ class State(NamedTuple):
 @functools.cache
 def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
     """Adam at `rate` after a warm-up of 100 steps, falling along a cosine to 1 % over `steps`; gradients clipped."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, max(1, steps // 10)), steps, 0.01 * rate)
+    warming = min(100, max(1, steps // 10))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warming, max(steps, warming + 1), 0.01 * rate)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
 
 

@@ -184,8 +184,12 @@ def test_samples_and_adaptation_of_diffusion(document, simulated, trained):
 
 
 def test_training_from_files(command, document, monkeypatch):
-    """A few steps, told in words; then again, which is refused, and on, which has nothing left to do."""
+    """A few steps, told in words; then again, which is refused, and on, which has nothing to do; and from there."""
+    import jax
+    from flax import nnx
+
     from jaxtomo import denoising, exposures
+    from jaxtomo.priors.score import load
 
     monkeypatch.setattr(exposures, "POOL", 3)
     monkeypatch.setattr(denoising, "VALIDATION", 2)
@@ -207,6 +211,12 @@ def test_training_from_files(command, document, monkeypatch):
     for wrong in (["--patch", "16,99,8"], ["--channels", "5,8"], ["--steps", "0"], ["--data", "nothing.mrc"]):
         assert document("train", "score", *names, *sizes, *wrong, "--out", "u")[0] == 3
     assert document("train", "score", "--out", "u")[0] == 2
+    assert document("train", "score", *names, *sizes, "--start", "t/weights", "--out", "u")[0] == 3
+    on = [*names, "--side", "16", "--patch", "16,8,8", "--steps", "1", "--rate", "1e-9", "--start", "t/weights"]
+    assert document("train", "score", *on, "--out", "u")[0] == 0
+    before, after = (jax.tree.leaves(nnx.state(load(f"{name}/weights").score)) for name in "tu")
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
 
 
 def test_a_person_sees_a_short_table(command, simulated):

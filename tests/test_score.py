@@ -31,19 +31,20 @@ def problem():
 @pytest.mark.parametrize("options", [{}, {"deep": False, "patch": (8, 1, 1)}, {"deep": False, "patch": (1, 2, 2)}])
 @pytest.mark.parametrize("shape", [(8, 12, 16), (7, 9, 5), (6, 6, 1)])
 def test_every_network_takes_every_shape(options, shape):
-    network = tiny(**options)
-    noisy, guide = (jax.random.normal(jax.random.key(i), shape) for i in (0, 1))
-    found = network(noisy, jnp.float32(0.5), guide, jnp.ones(scores.GEOMETRY))
+    network = tiny(channels=(4, 8), **options)
+    noisy, *guides = (jax.random.normal(jax.random.key(i), shape) for i in (0, 1, 2))
+    found = jax.jit(network)(noisy, jnp.float32(0.5), jnp.stack(guides), jnp.ones(scores.GEOMETRY))
     assert found.shape == shape and np.isfinite(found).all()
 
 
 def test_an_untrained_network_weighs_noise_against_guide():
-    network = scores.Score(channels=(4, 8), rngs=nnx.Rngs(0))
-    noisy, guide = (jax.random.normal(jax.random.key(i), (8, 8, 8)) for i in (0, 1))
-    told = jnp.zeros(scores.GEOMETRY)
-    np.testing.assert_allclose(network(noisy, jnp.float32(1e-3), guide, told), noisy, atol=1e-4)
-    np.testing.assert_allclose(network(noisy, jnp.float32(scores.SIGMA_MAX), guide, told), guide, atol=1e-3)
-    np.testing.assert_allclose(network(noisy, jnp.float32(0.5), guide, told), (noisy + guide) / 2, atol=1e-5)
+    network = jax.jit(scores.Score(channels=(4,), rngs=nnx.Rngs(0)))
+    noisy, *guides = (jax.random.normal(jax.random.key(i), (8, 8, 8)) for i in (0, 1, 2))
+    guides, told = jnp.stack(guides), jnp.zeros(scores.GEOMETRY)
+    guide = guides.mean(0)
+    np.testing.assert_allclose(network(noisy, jnp.float32(1e-3), guides, told), noisy, atol=1e-4)
+    np.testing.assert_allclose(network(noisy, jnp.float32(scores.SIGMA_MAX), guides, told), guide, atol=1e-3)
+    np.testing.assert_allclose(network(noisy, jnp.float32(0.5), guides, told), (noisy + guide) / 2, atol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [(2, 2, 2), (8, 1, 1), (1, 2, 2), (1, 1, 1)])
@@ -76,7 +77,7 @@ def test_weights_are_kept_and_read(tmp_path):
     scores.save(tmp_path / "w", given)
     found = scores.load(tmp_path / "w")
     noisy = jax.random.normal(jax.random.key(0), (8, 8, 8))
-    args = noisy, jnp.float32(0.3), noisy, jnp.ones(scores.GEOMETRY)
+    args = noisy, jnp.float32(0.3), jnp.stack([noisy, -noisy]), jnp.ones(scores.GEOMETRY)
     np.testing.assert_allclose(found.score(*args), given.score(*args), atol=5e-3)  # half precision
     np.testing.assert_allclose(found.spectrum.power, given.spectrum.power, rtol=1e-6)
     with pytest.raises(jt.InputError, match="there already"):
@@ -199,7 +200,7 @@ SOLVERS = {
     "samples": solvers.sample(weights(), 4, samples=2, start=1.0, sampler=samplers.heun()),
     "prior alone": solvers.sample(weights(), 4, samples=1, guided=False),
     "plug-and-play": solvers.plug_and_play(weights(), (1.0, 0.5, 0.3, 0.2)),
-    "adapt": solvers.adapt(weights(), rank=1, steps=4),
+    "adapt": solvers.adapt(weights(), rank=1, steps=20),
 }
 
 
@@ -237,28 +238,28 @@ def test_several_devices_draw_the_same_samples(problem):
 def test_intensity_scales_through(problem, name):
     bright = run(problem.replace(images=problem.images * 1000), name).volume
     plain = run(problem, name).volume
-    np.testing.assert_allclose(bright / 1000, plain, atol=5e-3 * np.abs(plain).max())
+    np.testing.assert_allclose(bright / 1000, plain, atol=2e-2 * np.abs(plain).max())
 
 
 def test_an_adapted_network_starts_as_itself_and_explains_the_images_better(problem):
-    given = weights()
-    start = solvers.adapt(given, rank=2).init(problem, jax.random.key(0))
+    given, solver = weights(), SOLVERS["adapt"]
+    start = solver.init(problem, jax.random.key(0))
     from jaxtomo.solvers.fit import model_of
 
     known = told.tell(problem, given)
     plain = given.score.outward(told.seen_mirrored(given.score, known, 0), known.density)
     np.testing.assert_allclose(model_of(start)(), plain, atol=1e-4)
-    history = jt.reconstruct(problem, solvers.adapt(given, rank=2, steps=20), callbacks=(), assess=False).history
+    history = jt.reconstruct(problem, solver, callbacks=(), assess=False).history
     assert history["loss"][-1] < history["loss"][0]
 
 
 def test_mirror_images_of_a_symmetric_answer_agree(problem):
-    """A network that knows nothing gives back its guide, whichever mirror image it is shown."""
+    """A network that knows nothing gives back the mean of its guides, whichever mirror image it is shown."""
     given = weights()._replace(score=scores.Score(channels=(4, 8), rngs=nnx.Rngs(0)))
     known = told.tell(problem, given)
     for number in range(16):
         seen = told.seen_mirrored(given.score, known, number)
-        np.testing.assert_allclose(seen, known.guide, atol=1e-2 * float(jnp.abs(known.guide).max()))
+        np.testing.assert_allclose(seen, known.guide.mean(0), atol=1e-2 * float(jnp.abs(known.guide).max()))
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 60), (8, 8, 33)])
@@ -272,11 +273,11 @@ def test_slabs_of_a_large_volume_have_no_seams(monkeypatch, problem, shape):
     assert np.abs(np.diff(shares, axis=1)).max() < 0.25
     for part, share in zip(parts, shares, strict=True):
         assert not share[: part.start].any() and not share[part.stop :].any()
-    guide = jax.random.normal(jax.random.key(0), shape)
+    guide = jax.random.normal(jax.random.key(0), (2, *shape))
     known = told.tell(problem, weights())._replace(guide=guide)
     plain = scores.Score(channels=(4, 8), rngs=nnx.Rngs(0))  # knows nothing: every voxel by itself
     found = jax.jit(lambda: told.denoised(plain, jnp.ones((2, *shape)), 0.5, known))()
-    np.testing.assert_allclose(found, jnp.stack([(1 + guide) / 2] * 2), atol=1e-5)
+    np.testing.assert_allclose(found, jnp.stack([(1 + guide.mean(0)) / 2] * 2), atol=1e-5)
 
 
 def test_slabs_are_differentiable(monkeypatch, problem):
@@ -287,7 +288,7 @@ def test_slabs_are_differentiable(monkeypatch, problem):
 
     @jax.jit
     def total(guide):
-        return jnp.sum(told.denoised(given, jnp.zeros((1, *guide.shape)), 0.5, known._replace(guide=guide)) ** 2)
+        return jnp.sum(told.denoised(given, jnp.zeros((1, *guide.shape[1:])), 0.5, known._replace(guide=guide)) ** 2)
 
     way = jax.random.normal(jax.random.key(0), known.guide.shape)
     by = (total(known.guide + 1e-2 * way) - total(known.guide - 1e-2 * way)) / 2e-2
@@ -314,16 +315,16 @@ def test_poses_follow_the_volume_that_the_images_show():
 
 
 def test_weights_that_ship_know_their_kind():
-    """`nano` is far ahead of its own guide on a specimen it never saw, and tissue is unlike it."""
+    """`nano` is ahead of both its guides on a specimen it never saw, and tissue is unlike it."""
     nano = scores.load("nano")
     assert {"about", "data", "sources", "licence", "command", "machine", "minutes", "metrics"} <= nano.card.keys()
     fine = phantoms.core_shell((64, 64, 64), seed=1)
     series, truth, _ = simulate(fine, np.arange(-60, 61, 6), Microscope(dose=60), 1)
     problem = jt.Problem(series)
     known = told.tell(problem, nano)
-    guide = np.asarray(nano.score.outward(known.guide, known.density)).swapaxes(1, 2)
+    guides = np.asarray(nano.score.outward(known.guide, known.density)).swapaxes(2, 3)
     answer = jt.reconstruct(problem, solvers.expected(nano, 1), callbacks=(), assess=False).volume
-    assert metrics.psnr(answer, truth) > metrics.psnr(guide, truth) + 1.5
+    assert metrics.psnr(answer, truth) > max(metrics.psnr(guide, truth) for guide in guides) + 0.5
     assert float(known.unlike) < UNLIKE < float(told.tell(problem, scores.load("fibsem")).unlike)
 
 
@@ -401,7 +402,7 @@ def test_bad_volumes_are_named(volumes, said):
 
 def trained(folder, library, steps, **options):
     batches = exposures.Batches(library, 2, (16, 8, 8))
-    network = scores.Score(channels=(4, 8), rngs=nnx.Rngs(0))
+    network = scores.Score(channels=(4,), rngs=nnx.Rngs(0))
     return train.train(
         network,
         batches,
@@ -427,7 +428,7 @@ def test_a_training_that_goes_on_gives_the_same_weights(library, tmp_path):
             raise Stop
         return batches(i)
 
-    network = scores.Score(channels=(4, 8), rngs=nnx.Rngs(0))
+    network = scores.Score(channels=(4,), rngs=nnx.Rngs(0))
     options = {"loss": denoising.denoising_loss, "steps": 6, "rate": 1e-3, "say": lambda said: None}
     with pytest.raises(Stop):
         train.train(network, until, tmp_path / "part", **options)
@@ -443,7 +444,7 @@ def test_devices_share_a_batch(library, tmp_path, monkeypatch):
     batch = exposures.Batches(library, 8, (16, 8, 8))(0)
 
     def after(folder):
-        network = scores.Score(channels=(4, 8), rngs=nnx.Rngs(0))
+        network = scores.Score(channels=(4,), rngs=nnx.Rngs(0))
         options = {"loss": denoising.denoising_loss, "steps": 2, "rate": 1e-3, "say": lambda said: None}
         return jax.tree.leaves(nnx.state(train.train(network, lambda i: batch, folder, **options), nnx.Param))
 
@@ -457,7 +458,7 @@ def test_the_loss_falls_and_the_folder_is_whole(library, tmp_path):
     facts = denoising.train_score(
         library.volumes,
         tmp_path / "t",
-        network={"channels": (4, 8)},
+        network={"channels": (4,)},
         side=16,
         patch=(16, 8, 8),
         batch=2,

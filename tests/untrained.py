@@ -1,6 +1,10 @@
-"""Score networks that have learned nothing: as small as they can be, every parameter drawn at random."""
+"""Score networks that have learned nothing: as small as they can be, since each is compiled many times, every parameter
+drawn at random."""
+
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -8,21 +12,25 @@ from jaxtomo.priors import score as scores
 from jaxtomo.spectrum import Spectrum
 
 
-def drawn(module, scale=0.3, seed=5):
-    """A module with every parameter moved at random: nothing in it is zero."""
-    graph, parameters, rest = nnx.split(module, nnx.Param, ...)
-    leaves, structure = jax.tree.flatten(parameters)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [
-        a + scale * jax.random.normal(k, a.shape) / np.sqrt(max(a.size // a.shape[-1], 1))
-        for a, k in zip(leaves, keys, strict=True)
-    ]
-    return nnx.merge(graph, jax.tree.unflatten(structure, moved), rest)
+def drawn(shaped, scale=0.3, seed=5):
+    """A module like one of `nnx.eval_shape`, with every parameter drawn at random: nothing in it is zero."""
+    graph, parameters, rest = nnx.split(shaped, nnx.Param, ...)
+    rng = np.random.default_rng(seed)
+
+    def one(path, leaf):
+        fan = max(math.prod(leaf.shape[:-1]), 1) if len(leaf.shape) > 1 else 1
+        spread = 1 + scale if fan > 1 else scale
+        value = ("scale" in jax.tree_util.keystr(path)) + spread / np.sqrt(fan) * rng.normal(size=leaf.shape)
+        return jnp.asarray(value, jnp.float32)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(one, parameters), rest)
 
 
 def tiny(**options):
-    options = {"channels": (4, 8), "centre": 0.1, "scale": 0.5, "rngs": nnx.Rngs(0)} | options
-    return drawn(scores.Score(**options))
+    options = {"channels": (4,), "centre": 0.1, "scale": 0.5} | options
+    score = drawn(nnx.eval_shape(lambda: scores.Score(**options, rngs=nnx.Rngs(0))))
+    score.centre, score.scale = (nnx.Variable(jnp.float32(options[name])) for name in ("centre", "scale"))
+    return score
 
 
 def weights(**options):

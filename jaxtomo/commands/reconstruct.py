@@ -82,10 +82,10 @@ class Solving:
     dip-tv, inr and diffusion)."""
     fit_intensity: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Fit a gain and an offset for each tilt, for images scaled one by one (with the same methods)."""
-    members: Annotated[int, arg(metavar="N", help_behavior_hint="(default: 1)")] = 1
+    members: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1, of diffusion 4)")] = None
     """Reconstruct N times, each with other random numbers and other weights of the pixels (8 is usual): the volume is
     the mean, and spread.mrc tells where it is less sure (it ranks voxels; the errors are larger than it says). Of
-    diffusion, N samples of what the specimen can be; 4, if it is left out."""
+    diffusion, N samples of what the specimen can be, side by side."""
     spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
     """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
     weights: Annotated[str | None, arg(metavar="nano|fibsem|DIR", help_behavior_hint="(default: nano)")] = None
@@ -197,7 +197,7 @@ def _check(settings: Reconstruct) -> None:
         )
     if isinstance(solving.weight, float) and not solving.weight > 0:
         raise InputError(f"--weight {solving.weight:g}: is not above 0. Give a positive number, or auto.")
-    slabs = running.slabs or 1
+    slabs, members = running.slabs or 1, solving.members or 1
     if slabs > 1 and not plain_noise:
         raise InputError(
             f"--slabs {slabs}: that noise model is fitted to all slices together. "
@@ -208,10 +208,10 @@ def _check(settings: Reconstruct) -> None:
             f"--slabs {slabs}: {solving.method} ties all slices together. Take --method with one of "
             f"{', '.join(plan.SLICED)}, or bin the images with --bin."
         )
-    if solving.members > 1 and solving.method == "wbp":
+    if members > 1 and solving.method == "wbp":
         raise InputError("--members: wbp does not weigh pixels, so all would be the same. Take another --method.")
-    if slabs > 1 and solving.members > 1:
-        raise InputError(f"--members {solving.members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
+    if slabs > 1 and members > 1:
+        raise InputError(f"--members {members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
     if solving.method == "diffusion" and solving.fit_intensity:
         raise InputError("--fit-intensity: not with --method diffusion, which asks linearly. Take root-tv or dip-tv.")
     if solving.method == "diffusion" and solving.steps == 1:
@@ -220,12 +220,12 @@ def _check(settings: Reconstruct) -> None:
         methods.weights_folder(methods.LEARNED if solving.weights is None else solving.weights)
     if solving.weights is not None and solving.method != "diffusion":
         raise InputError("--weights: what --method diffusion has learned, and only that. Give both or none.")
-    if solving.adapt and (solving.method != "diffusion" or solving.members > 1):
+    if solving.adapt and (solving.method != "diffusion" or members > 1):
         raise InputError("--adapt: fits the network of --method diffusion, and not with --members. Leave it out.")
     if hosts.several() and solving.method == "diffusion":
         raise InputError("--method diffusion: not on several hosts. Start it on one.")
-    if hosts.several() and solving.members > 1:
-        raise InputError(f"--members {solving.members}: not on several hosts. Start it on one, or leave it out.")
+    if hosts.several() and members > 1:
+        raise InputError(f"--members {members}: not on several hosts. Start it on one, or leave it out.")
     if slabs > 1 and hosts.several():
         raise InputError(f"--slabs {slabs}: several hosts hold a part of the volume each. Leave it out.")
     if running.memory is not None and not running.memory > 0:
@@ -352,7 +352,7 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
         binning=preparing.bin,
         devices=1 if (mesh := device.mesh(settings.running.devices)) is None else mesh.size,
         hosts=hosts.count(),
-        members=max(solving.members, solving.asked.samples),
+        members=max(solving.asked.turns, solving.asked.samples),
         streamed=len(facts["shape"]) == 3
         and preparing.refine_poses is None
         and (not preparing.align or preparing.xf is not None),

@@ -89,8 +89,8 @@ def carry_out(
         solver = _solver(task, before, stages)
         steps = solving.steps or solver.steps
         judge = solver
-        if solving.asked.turns > 1:
-            solver, steps = ensembles.in_turn(solver, solving.members), solving.members * steps
+        if (turns := solving.asked.turns) > 1:
+            solver, steps = ensembles.in_turn(solver, turns), turns * steps
         facts: dict[str, Any] = {
             "status": "running",
             "folder": str(folder),

@@ -46,6 +46,9 @@ class Train:
     """What the network sees: three dimensions, eight slices as channels, or slice by slice."""
     channels: Annotated[Numbers, arg(metavar="N,N,N")] = (40, 80, 128)
     """Features of its levels."""
+    start: Annotated[str | None, arg(metavar="nano|fibsem|DIR", help_behavior_hint=NONE)] = None
+    """Weights to begin with instead of random ones: those that ship, or of an earlier training. The network is theirs,
+    and a few hundred steps go far."""
     side: Annotated[int, arg(metavar="N")] = 48
     """Voxels a side of the specimens that are simulated."""
     patch: Annotated[Numbers, arg(metavar="Z,X,Y")] = (48, 32, 32)
@@ -83,7 +86,9 @@ def run(settings: Train, console: Console) -> Outcome:
     device.start()
     from ..denoising import train_score
     from ..io import read_volume
+    from ..priors.score import load
 
+    start = None if settings.start is None else load(settings.start)
     console.say(f"{len(files)} volume{'s' if len(files) > 1 else ''} to learn from")
     volumes = [read_volume(file)[0] for file in files]
     if settings.invert:
@@ -102,6 +107,7 @@ def run(settings: Train, console: Console) -> Outcome:
         volumes,
         folder,
         network={**NETWORKS[settings.network], "channels": settings.channels},
+        start=start,
         side=settings.side,
         patch=(settings.patch[0], settings.patch[1], settings.patch[2]),
         batch=settings.batch,
@@ -131,6 +137,9 @@ def _check(settings: Train) -> None:
         raise InputError(f"--patch {settings.patch}: give three numbers from 8 to --side, {settings.side}.")
     if not settings.channels or min(settings.channels) < 4 or any(c % 4 for c in settings.channels):
         raise InputError(f"--channels {settings.channels}: give multiples of 4, a number for each level.")
+    default = Train()
+    if settings.start and (settings.network, settings.channels) != (default.network, default.channels):
+        raise InputError("--start: the network is that of the weights. Leave --network and --channels out.")
     if not 0 < settings.rate < 1:
         raise InputError(f"--rate {settings.rate:g}: give a number between 0 and 1.")
 
@@ -154,7 +163,7 @@ def _asked(settings: Train, files: list[Path]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
-    names = ("invert", "network", "side", "batch", "steps", "rate", "seed")
+    names = ("invert", "network", "start", "side", "batch", "steps", "rate", "seed")
     return {
         "data": [file.name for file in files],
         "sha256": digest.hexdigest(),

@@ -170,6 +170,25 @@ class Attention(nnx.Module):
         return features + self.out(seen.reshape(features.shape))
 
 
+class Fine(nnx.Module):
+    """Convolutions 3×3(×3) of few channels, for what is to be done at full resolution: features `[y, z, x, inputs]` to
+    `[y, z, x, 1]`, which starts at zero; `conditions` scale and shift what is between the first and the second."""
+
+    def __init__(self, inputs: int, conditions: int, deep: bool, rngs: nnx.Rngs, width: int = 16):
+        taps, zeros, self.deep = 3 if deep else 1, nnx.initializers.zeros, deep
+        self.first = nnx.Conv(taps * inputs, width, (3, 3), rngs=rngs)
+        self.second = nnx.Conv(taps * width, width, (3, 3), rngs=rngs)
+        self.modulation = nnx.Linear(conditions, 2 * width, kernel_init=zeros, rngs=rngs)
+        self.out = nnx.Linear(width, 1, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, features, conditions):
+        scale, shift = jnp.split(self.modulation(conditions), 2)
+        features = self.first(beside(features) if self.deep else features)
+        features = nnx.silu(features * (1 + scale) + shift)
+        features = self.second(beside(features) if self.deep else features)
+        return self.out(nnx.silu(features))
+
+
 class ConditionedUNet(nnx.Module):
     """A U-Net of residual blocks, told `conditions [condition]`: features `[y, z, x, inputs]` to `[y, z, x, outputs]`.
 

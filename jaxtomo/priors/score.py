@@ -23,23 +23,30 @@ from ..likelihood import noise_variance
 from ..methods import weights_folder
 from ..spectrum import Spectrum
 from .dip import unfolded
-from .nets import ConditionedUNet
+from .nets import ConditionedUNet, Fine
 
 SIGMA_DATA = 0.5  # standard deviation of volumes in the network's units
 SIGMA_MAX = 80.0  # noise in which nothing is left of them
+GUIDES = 2  # volumes that it is told
 GEOMETRY = 5  # numbers that `geometry` tells
+HINTS = 4  # numbers for every voxel that the U-Net hands to full resolution beside its answer
 
 
 class Score(nnx.Module):
-    """D(v + n; σ, guide): the expected volume behind noise n of standard deviation σ, and behind a guide.
+    """D(v + n; σ, guides): the expected volume behind noise n of standard deviation σ, and behind two guides g.
 
-        D = c_skip x + (1 - c_skip) guide + c_out F(c_in x, guide; ln σ),  score = (D - x) / σ²,
+        D = c_skip x + (1 - c_skip) (g₀ + G (g₁ - g₀)) + c_out F(c_in x, g; ln σ),  score = (D - x) / σ²,
         c_skip = σ_d² / (σ² + σ_d²),  c_out = σ σ_d / √(σ² + σ_d²),  c_in = 1 / √(σ² + σ_d²)
 
-    The guide is the Gaussian solution of measured images, in which all is that they say linearly, and the geometry says
-    how they were taken: with them it is the score of the posterior, learned, and without (zeros) that of the prior. At
-    σ_max, where `noisy` is nothing (zeros), D is the expected volume given the images alone.
+    The guides are what measured images make of a volume without a network, the Gaussian solution, in which all is that
+    they say linearly, and that of sparse edges (root TV); G and F are the network's, and G says at every voxel which is
+    right. The geometry says how the images were taken. With these it is the score of the posterior, learned, and
+    without (zeros) that of the prior. At σ_max, where `noisy` is nothing (zeros), D is the expected volume given the
+    images alone.
     [Karras et al. 2022; Vincent 2011; Batzolis et al. 2021 for the condition as a further input]
+
+    F is a U-Net at the resolution of patches, and two small convolutions at that of voxels, which see what went in and
+    what came out: patches alone leave their pattern at every edge.
 
     Volumes are in the network's units, in which those of the training set have mean 0 and standard deviation σ_d = 0.5:
 
@@ -67,20 +74,26 @@ class Score(nnx.Module):
         centre, scale: of the network's units.
         """
         voxels = math.prod(patch)
-        self.network = ConditionedUNet(2 * voxels, voxels, 16 + GEOMETRY, channels, deep, rngs)
+        self.network = ConditionedUNet((1 + GUIDES) * voxels, (1 + HINTS) * voxels, 16 + GEOMETRY, channels, deep, rngs)
+        self.fine = Fine(2 + GUIDES + HINTS, 16 + GEOMETRY, deep, rngs)
         self.centre = nnx.Variable(jnp.asarray(centre, jnp.float32))
         self.scale = nnx.Variable(jnp.asarray(scale, jnp.float32))
-        self.deep, self.patch, self.channels = deep, tuple(patch), tuple(channels)
+        self.deep, self.patch = deep, tuple(patch)
+        self.shape = {"deep": deep, "patch": tuple(patch), "channels": tuple(channels)}
 
     def __call__(self, noisy, sigma, guide, geometry):
-        """The denoised volume `[z, x, y]` of `noisy`, for one `sigma`, a guide like it, and a geometry `[5]`."""
+        """The denoised volume `[z, x, y]` of `noisy`, for one `sigma`, guides `[2, z, x, y]`, and a geometry `[5]`."""
         total = sigma**2 + SIGMA_DATA**2
-        features = jnp.stack([noisy / jnp.sqrt(total), guide / SIGMA_DATA], -1)
+        features = jnp.stack([noisy / jnp.sqrt(total), *(guide / SIGMA_DATA)], -1)
         waves = jnp.log(sigma) / 4 * 2 * jnp.pi * 2.0 ** (jnp.arange(8) / 2 - 2)
         conditions = jnp.concatenate([jnp.sin(waves), jnp.cos(waves), geometry])
-        made = unfolded(self.network(folded(features, self.patch), conditions), self.patch, noisy.shape)
+        made = self.network(folded(features, self.patch), conditions)
+        made = unfolded(made, self.patch, (1 + HINTS, *noisy.shape))
+        seen = jnp.concatenate([features, jnp.moveaxis(made, 0, -1)], -1).transpose(2, 0, 1, 3)
+        which, made = made[1], made[0] + self.fine(seen, conditions)[..., 0].transpose(1, 2, 0)
         kept = SIGMA_DATA**2 / total
-        return kept * noisy + (1 - kept) * guide + sigma * SIGMA_DATA / jnp.sqrt(total) * made
+        mixed = guide[0] + (0.5 + which) * (guide[1] - guide[0])
+        return kept * noisy + (1 - kept) * mixed + sigma * SIGMA_DATA / jnp.sqrt(total) * made
 
     def inward(self, volume, density):
         """A volume in the network's units."""
@@ -105,10 +118,12 @@ def folded(features, patch: Sequence[int]):
 def geometry(problem):
     """What the network is told of how images were taken, `[5]`: 1, the first and the last tilt (rad), the logarithms
     of their number and of their noise over their mean, each about 1."""
-    live = jnp.broadcast_to(problem.weights, problem.images.shape).sum((1, 2)) > 0
+    counted = jnp.broadcast_to(problem.weights, problem.images.shape) > 0
+    live = counted.any((1, 2))
     first = jnp.min(jnp.where(live, problem.pose.tilt, jnp.inf))
     last = jnp.max(jnp.where(live, problem.pose.tilt, -jnp.inf))
-    noise = jnp.sqrt(noise_variance(problem.images)) / jnp.mean(jnp.abs(problem.images))
+    mean = jnp.sum(counted * jnp.abs(problem.images)) / jnp.maximum(counted.sum(), 1)
+    noise = jnp.sqrt(noise_variance(problem.images, counted)) / jnp.maximum(mean, 1e-20)
     return jnp.stack([jnp.ones(()), first, last, jnp.log(live.sum()) / 4, jnp.log(jnp.clip(noise, 1e-3, 10)) / 4])
 
 
@@ -153,9 +168,7 @@ def save(folder: str | Path, weights: Weights) -> None:
         writer.save(beside / "weights", {f"{i:04d}": leaf.astype(jnp.float16) for i, leaf in enumerate(leaves)})
     known = weights.spectrum
     model = {
-        "deep": weights.score.deep,
-        "patch": weights.score.patch,
-        "channels": weights.score.channels,
+        **weights.score.shape,
         "centre": float(weights.score.centre[...]),
         "scale": float(weights.score.scale[...]),
     }
@@ -177,10 +190,13 @@ def load(name: str | Path) -> Weights:
     known = card["spectrum"]
     spectrum = Spectrum(np.asarray(known["frequency"]), np.asarray(known["power"]), known["mean"], known["std"])
     model = dict(card["network"], patch=tuple(card["network"]["patch"]), channels=tuple(card["network"]["channels"]))
-    graph, parameters, rest = nnx.split(Score(**model, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    # Its shape only: to draw random weights first takes longer than all else.
+    graph, parameters, rest = nnx.split(nnx.eval_shape(lambda: Score(**model, rngs=nnx.Rngs(0))), nnx.Param, ...)
     leaves, structure = jax.tree.flatten(parameters)
     asked = {f"{i:04d}": jax.ShapeDtypeStruct(leaf.shape, jnp.float16) for i, leaf in enumerate(leaves)}
     with ocp.StandardCheckpointer() as reader:
         kept = reader.restore(folder / "weights", asked)
     found = jax.tree.unflatten(structure, [jnp.asarray(kept[key], jnp.float32) for key in sorted(kept)])
-    return Weights(nnx.merge(graph, found, rest), spectrum, np.asarray(card["density"], np.float32), card)
+    score = nnx.merge(graph, found, rest)
+    score.centre, score.scale = (nnx.Variable(jnp.asarray(model[name], jnp.float32)) for name in ("centre", "scale"))
+    return Weights(score, spectrum, np.asarray(card["density"], np.float32), card)

@@ -14,14 +14,15 @@ def per_channel(density):
 
 
 class Voxels(nnx.Module):
-    """volume = density · (p + 0.1)², p from 0.
+    """volume = density · (p + 0.1)², p from 0, or from where the volume is `start`.
 
     Squared, not softplus, which keeps too much mass where there is none. The penalty is
     λ mean((|∇v|² + ε²)^(q/2)) of the volume in units of `density`.
     """
 
-    def __init__(self, shape, density=1.0, weight=0.0, power=1.0, smoothing=3e-3):
-        self.root = nnx.Param(jnp.zeros(shape))
+    def __init__(self, shape, density=1.0, weight=0.0, power=1.0, smoothing=3e-3, start=None):
+        root = jnp.zeros(shape) if start is None else jnp.sqrt(jnp.maximum(start, 0) / per_channel(density)) - 0.1
+        self.root = nnx.Param(root)
         self.density = nnx.Variable(jnp.asarray(density, jnp.float32))
         self.weight = nnx.Variable(jnp.asarray(weight, jnp.float32))
         self.power, self.smoothing = power, smoothing
@@ -46,6 +47,6 @@ class RootVoxels(Voxels):
         return self.weight[...] * power_variation(relative, self.power, self.smoothing)
 
 
-def root_voxels(weight: float = 0.0, power: float = 0.5, smoothing: float = 3e-3):
+def root_voxels(weight: float = 0.0, power: float = 0.5, smoothing: float = 3e-3, start=None):
     """A maker of `RootVoxels` for `fit`: `(problem, density, key) -> module`."""
-    return lambda problem, density, key: RootVoxels(problem.volume_shape, density, weight, power, smoothing)
+    return lambda problem, density, key: RootVoxels(problem.volume_shape, density, weight, power, smoothing, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from ..priors.score import SIGMA_DATA, Weights
@@ -18,7 +19,7 @@ def expected(weights: Weights, steps: int = 16, trust: float = 0.1, corrections:
 
     Every step looks at the specimen in another of its eight mirror images, each also moved by a voxel: what differs is
     the network's own error. At the end argmin over v of Σ (A v - y)²/σ_y² + Σ (v - mean)²/r², by a few CG steps, with
-    r² = `trust` σ_d².
+    r² = `trust` σ_d²; what is negative then is nothing.
     """
 
     def init(problem, key):
@@ -44,9 +45,11 @@ def _stepper(corrections: int):
     return step
 
 
+@functools.partial(jax.jit, static_argnames="corrections")
 def _read(problem, state, *, corrections):
     mean = state["sum"] / jnp.maximum(state["count"], 1)
-    return explained(problem, state["told"], mean, state["trust"], corrections), problem.pose
+    volume = explained(problem, state["told"], mean, state["trust"], corrections)
+    return jnp.maximum(volume, 0), problem.pose
 
 
 def explained(problem, told: Told, volume, trust=0.1, corrections: int = 5):

@@ -66,7 +66,7 @@ def sample(
     poses = None if freedom is None else following(freedom, steps)
 
     def init(problem, key):
-        told = tell(problem, weights)
+        told = tell(problem, weights, moving=poses is not None)
         if not guided:
             told = told._replace(guide=jnp.zeros_like(told.guide), geometry=jnp.zeros_like(told.geometry))
         first = first_answer(told)
@@ -74,7 +74,7 @@ def sample(
             "told": told,
             "noisy": first * (start < SIGMA_MAX) + start * jax.random.normal(key, (samples, *problem.shape)),
             "expected": first,
-            "clean": jnp.broadcast_to(told.score().outward(told.guide, told.density), (samples, *problem.shape)),
+            "clean": jnp.broadcast_to(told.score().outward(told.guide[1], told.density), (samples, *problem.shape)),
             "level": jnp.asarray(0),
             "sigmas": jnp.asarray(sigmas),
             "trust": jnp.asarray(trust, jnp.float32),
@@ -141,7 +141,7 @@ def _pose(problem, state):
 
 
 def _plain(problem, state):
-    return state["clean"].mean(0), _pose(problem, state)
+    return jnp.maximum(state["clean"].mean(0), 0), _pose(problem, state)
 
 
 @jax.jit
@@ -149,7 +149,7 @@ def _read(problem, state):
     samples, told, pose = state["clean"], state["told"], _pose(problem, state)
     likely = told.score().outward(state["expected"], told.density)
     likely = explained(problem.replace(pose=pose), told, likely)
-    return shrunk(samples, likely), pose
+    return jnp.maximum(shrunk(samples, likely), 0), pose
 
 
 def shrunk(samples, volume):

@@ -17,8 +17,10 @@ from ..priors.density import density, unlikeness
 from ..priors.score import SIGMA_MAX, Score, Weights, geometry, mirrored
 from .consistent import Images, measured
 from .gaussian import gaussian, restarted
+from .root_tv import root_tv
 
 STEPS, AGAIN = 250, 30  # of conjugate gradients for the Gaussian solution, and after poses have changed
+SPARSE = 300, 50  # of root TV, from next to nothing (what streaks there are at the start stay), and after that
 OVERLAP = 16  # rows over which one slab's answer fades into the next
 
 
@@ -26,12 +28,12 @@ class Told(NamedTuple):
     """What a network knows of a problem, and itself.
 
     Attributes:
-        guide: `[z, x, y]`, the Gaussian solution in the network's units.
+        guide: `[2, z, x, y]`, the Gaussian solution and that of root TV, in the network's units.
         geometry: `[5]`.
         density: that the network's units are relative to.
         images: what is known of their noise.
         network: graph, parameters and the rest of the network.
-        solved: the state of the Gaussian solution.
+        solved: the state of the Gaussian solution, if poses are to change; None if not.
         unlike: how unlike the specimens the network learned from this one is, see `priors.density.unlikeness`.
     """
 
@@ -48,11 +50,18 @@ class Told(NamedTuple):
 
 
 def guided(problem, spectrum):
-    """(guide, geometry, state): the Gaussian solution `[z, x, y]` of a problem, whatever its likelihood, what a network
-    is told of its images, and the state of the solver."""
+    """(guides, geometry, state): the Gaussian solution and that of root TV `[2, z, x, y]` of a problem, whatever its
+    likelihood, what a network is told of its images, and the state of the first solver."""
     solver, plain = gaussian(spectrum), problem.replace(likelihood=likelihood.gaussian())
     solved = _solved(plain, solver.init(plain, None), STEPS, step=solver.step)
-    return solver.read(plain, solved)[0], geometry(problem), solved
+    linear = solver.read(plain, solved)[0]
+    return jnp.stack([linear, sparse(plain, SPARSE[0])]), geometry(problem), solved
+
+
+def sparse(problem, steps: int, start=None):
+    """The solution of root TV as far as some large steps get."""
+    solver = root_tv(steps=steps, rate=0.2, start=start)
+    return solver.read(problem, _solved(problem, solver.init(problem, None), steps, step=solver.step))[0]
 
 
 @functools.partial(jax.jit, static_argnames="step")
@@ -60,11 +69,12 @@ def _solved(problem, state, count, *, step):
     return lax.fori_loop(0, count, lambda _, s: step(problem, s, None)[0], state)
 
 
-def tell(problem, weights: Weights) -> Told:
-    """What the network is told: the Gaussian solution, and how dense such a specimen is likely to be."""
+def tell(problem, weights: Weights, moving: bool = False) -> Told:
+    """What the network is told: its guides, and how dense such a specimen is likely to be. If poses are `moving`,
+    `told_again` can go on from it."""
     guide, shown, solved = guided(problem, weights.spectrum)
     table = jnp.asarray(weights.density)
-    known = density(guide, shown, table)
+    known = density(guide[0], shown, table)
     network = nnx.split(weights.score, nnx.Param, ...)
     return Told(
         weights.score.inward(guide, known),
@@ -72,17 +82,19 @@ def tell(problem, weights: Weights) -> Told:
         known,
         measured(problem),
         network,
-        solved,
-        unlikeness(guide, shown, table),
+        solved if moving else None,
+        unlikeness(guide[0], shown, table),
     )
 
 
 def told_again(problem, told: Told) -> Told:
-    """The same when poses have changed: the Gaussian solution goes on from where it was."""
+    """The same when poses have changed: both solutions go on from where they were."""
     solver = gaussian()
     problem = problem.replace(likelihood=likelihood.gaussian())
     solved = _solved(problem, restarted(problem, told.solved), AGAIN, step=solver.step)
-    guide = told.score().inward(solver.read(problem, solved)[0], told.density)
+    linear, score = solver.read(problem, solved)[0], told.score()
+    edges = sparse(problem, SPARSE[1], score.outward(told.guide[1], told.density))
+    guide = score.inward(jnp.stack([linear, edges]), told.density)
     return told._replace(guide=guide, geometry=geometry(problem), solved=solved)
 
 
@@ -108,7 +120,7 @@ def denoised(score: Score, noisy, sigma, told: Told):
     def answer(noisy, guide):
         return jax.vmap(lambda one: score(one, sigma, guide, told.geometry))(noisy)
 
-    parts, shares = slabs(guide.shape, len(noisy))
+    parts, shares = slabs(guide.shape[1:], len(noisy))
     if len(parts) == 1:
         return answer(noisy, guide)
     total = jnp.zeros_like(noisy)
@@ -131,15 +143,17 @@ def seen_mirrored(score: Score, told: Told, number):
     """The network's answer to the guide as the `number`-th of eight mirror images of it, given back unmirrored; the
     next eight times it lies a voxel further, where other voxels make a patch."""
     flips, beside = [(number >> bit) & 1 for bit in range(3)], (number >> 3) & 1
-    shape = [n + 1 for n in told.guide.shape]
+    whole = told.guide.shape[1:]
+    shape = [n + 1 for n in whole]
 
     def flipped(volume):
-        for axis, flip in enumerate(flips):
+        for axis, flip in zip((-3, -2, -1), flips, strict=True):
             volume = jnp.where(flip, jnp.flip(volume, axis), volume)
         return volume
 
-    guide = lax.dynamic_slice(jnp.pad(told.guide, 1, mode="edge"), [1 - beside] * 3, shape)
+    guide = jnp.pad(told.guide, [(0, 0), *[(1, 1)] * 3], mode="edge")
+    guide = lax.dynamic_slice(guide, [0, *[1 - beside] * 3], [len(guide), *shape])
     shown = jnp.where(flips[0] != flips[1], mirrored(told.geometry), told.geometry)
     nothing = jnp.zeros((1, *shape))
     (answer,) = denoised(score, nothing, SIGMA_MAX, told._replace(guide=flipped(guide), geometry=shown))
-    return lax.dynamic_slice(flipped(answer), [beside] * 3, told.guide.shape)
+    return lax.dynamic_slice(flipped(answer), [beside] * 3, whole)
