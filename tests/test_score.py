@@ -458,7 +458,7 @@ def test_the_loss_falls_and_the_folder_is_whole(library, tmp_path):
     facts = denoising.train_score(
         library.volumes,
         tmp_path / "t",
-        network={"channels": (4,)},
+        network={"channels": (4, 8)},
         side=16,
         patch=(16, 8, 8),
         batch=2,

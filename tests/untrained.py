@@ -12,15 +12,14 @@ from jaxtomo.priors import score as scores
 from jaxtomo.spectrum import Spectrum
 
 
-def drawn(shaped, scale=0.3, seed=5):
+def drawn(shaped, scale=0.5, seed=5):
     """A module like one of `nnx.eval_shape`, with every parameter drawn at random: nothing in it is zero."""
     graph, parameters, rest = nnx.split(shaped, nnx.Param, ...)
     rng = np.random.default_rng(seed)
 
     def one(path, leaf):
         fan = max(math.prod(leaf.shape[:-1]), 1) if len(leaf.shape) > 1 else 1
-        spread = 1 + scale if fan > 1 else scale
-        value = ("scale" in jax.tree_util.keystr(path)) + spread / np.sqrt(fan) * rng.normal(size=leaf.shape)
+        value = ("scale" in jax.tree_util.keystr(path)) + scale / np.sqrt(fan) * rng.normal(size=leaf.shape)
         return jnp.asarray(value, jnp.float32)
 
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(one, parameters), rest)

@@ -19,7 +19,7 @@ def expected(weights: Weights, steps: int = 16, trust: float = 0.1, corrections:
 
     Every step looks at the specimen in another of its eight mirror images, each also moved by a voxel: what differs is
     the network's own error. At the end argmin over v of Σ (A v - y)²/σ_y² + Σ (v - mean)²/r², by a few CG steps, with
-    r² = `trust` σ_d²; what is negative then is nothing.
+    r² = `trust` σ_d².
     """
 
     def init(problem, key):
@@ -48,8 +48,7 @@ def _stepper(corrections: int):
 @functools.partial(jax.jit, static_argnames="corrections")
 def _read(problem, state, *, corrections):
     mean = state["sum"] / jnp.maximum(state["count"], 1)
-    volume = explained(problem, state["told"], mean, state["trust"], corrections)
-    return jnp.maximum(volume, 0), problem.pose
+    return explained(problem, state["told"], mean, state["trust"], corrections), problem.pose
 
 
 def explained(problem, told: Told, volume, trust=0.1, corrections: int = 5):

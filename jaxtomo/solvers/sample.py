@@ -141,7 +141,7 @@ def _pose(problem, state):
 
 
 def _plain(problem, state):
-    return jnp.maximum(state["clean"].mean(0), 0), _pose(problem, state)
+    return state["clean"].mean(0), _pose(problem, state)
 
 
 @jax.jit
@@ -149,7 +149,7 @@ def _read(problem, state):
     samples, told, pose = state["clean"], state["told"], _pose(problem, state)
     likely = told.score().outward(state["expected"], told.density)
     likely = explained(problem.replace(pose=pose), told, likely)
-    return jnp.maximum(shrunk(samples, likely), 0), pose
+    return shrunk(samples, likely), pose
 
 
 def shrunk(samples, volume):
