@@ -340,7 +340,8 @@ def test_bad_settings_are_named(problem):
 @pytest.fixture(scope="module")
 def library():
     rng = np.random.default_rng(0)
-    volumes = [np.where(rng.random((40, 40, 40)) < 0.5, 0, 200).astype(np.uint8) for _ in range(21)]
+    blocks = np.ones((4, 4, 4), np.uint8)
+    volumes = [np.kron(200 * (rng.random((10, 10, 10)) < 0.5), blocks).astype(np.uint8) for _ in range(21)]
     return exposures.Library.of(volumes, 16)
 
 
