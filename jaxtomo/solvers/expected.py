@@ -14,7 +14,7 @@ from .told import Told, seen_mirrored, tell
 
 
 def expected(weights: Weights, steps: int = 16, trust: float = 0.1, corrections: int = 5) -> Solver:
-    """E[v | y]: the network's answer to the Gaussian solution, averaged over the specimen's mirror images, and made
+    """E[v | y]: the network's answer to its guides, averaged over the specimen's mirror images, and made
     consistent with the images.
 
     Every step looks at the specimen in another of its eight mirror images, each also moved by a voxel: what differs is

@@ -50,12 +50,12 @@ def sample(
         start: the first noise level, in the network's units, added to what the network expects of the images, so that
             all levels go to what is left open by that. With the largest, `SIGMA_MAX`, samples start from nothing.
             [Chung, Sim & Ye 2022]
-        guided: whether the network is told the Gaussian solution of the images; without, it is the prior alone, and
+        guided: whether the network is told its guides, the solutions of the images; without, it is the prior alone, and
             only the correction knows the images. Samples then start from nothing, and the volume is their plain mean.
         trust: of the images over the network: the share of the noise level that counts as its error.
         corrections: CG steps.
         freedom: what of the poses is learned on the way, at every level from what the network expects; None for
-            nothing. The Gaussian solution follows them.
+            nothing. The guides follow them.
     """
     if steps < 2 or samples < 1:
         raise InputError(f"{steps} steps and {samples} samples: give 2 or more and 1 or more.")
