@@ -31,7 +31,8 @@ COMMANDS = {
     "reconstruct": Command("reconstruct", "Reconstruct", "from a tilt series to a volume, its quality and a report"),
     "align": Command("align", "Align", "only align a tilt series, for other programs"),
     "simulate": Command("simulate", "Simulate", "a tilt series of a specimen of known truth"),
-    "train": Command("train", "Train", "teach the prior of --method diffusion from volumes"),
+    "train score": Command("train_score", "TrainScore", "teach the prior of --method diffusion from volumes"),
+    "train gan": Command("train_gan", "TrainGan", "teach the networks of --method gan from volumes"),
     "compare": Command("compare", "Compare", "how far two volumes agree: PSNR, SSIM, RMSE, FSC"),
     "report": Command("report", "Report", "write the report of a finished run again"),
 }
@@ -48,9 +49,12 @@ def main(argv: list[str] | None = None) -> int:
 
         result(f"jaxtomo {__version__}")
         return 0
+    if " ".join(argv[:2]) in COMMANDS:
+        argv = [" ".join(argv[:2]), *argv[2:]]
     if argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(COMMANDS)}."
+        of_two = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
+        near = of_two or difflib.get_close_matches(argv[0], COMMANDS, 1)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(COMMANDS)}."
         return _failed(2, f"no command {argv[0]!r}. {hint}", argv)
     from . import hosts
 
@@ -92,7 +96,7 @@ def _run(name: str, argv: list[str]) -> int:
     module = importlib.import_module(f".commands.{command.module}", __package__)
     try:
         settings = parse(getattr(module, command.settings), argv, f"jaxtomo {name}", _config_file(argv))
-        outcome = module.run(settings, Console(settings.showing.quiet, ("jaxtomo", name, *argv)))
+        outcome = module.run(settings, Console(settings.showing.quiet, ("jaxtomo", *name.split(), *argv)))
     except UsageError as error:
         return _failed(2, f"{error} See jaxtomo {name} --help.", argv)
     except SystemExit as stop:  # tyro has printed help, or what is wrong

@@ -16,6 +16,7 @@ from flax import nnx
 from . import plot
 from .exposures import Batches, Library
 from .priors.density import learned
+from .priors.reach import reach
 from .priors.score import SIGMA_DATA, SIGMA_MAX, Score, Weights, save
 from .train import LOG, train
 
@@ -87,7 +88,7 @@ def train_score(
     """
     folder = Path(folder)
     library = Library.of(volumes, side)
-    batches = Batches(library, batch, patch, seed)
+    batches = Batches(library.example, batch, patch, seed)
     if len(volumes) == 1 and not library.keeps_corner:
         say("one volume without room for a corner to keep: what is said of validation is of what is learned")
     say("simulating the first examples")
@@ -95,7 +96,7 @@ def train_score(
     first = [*batches.pool.values()]
     truth = np.stack([example.truth for example in first])
     table = learned(list(truth), [example.guide[0] for example in first], [example.geometry for example in first])
-    validation = Batches(library, VALIDATION, patch, seed, validation=True)(0)
+    validation = Batches(library.example, VALIDATION, patch, seed, validation=True)(0)
     units = {"centre": float(truth.mean()), "scale": float(truth.std() / SIGMA_DATA)}
     shape = network or {} if start is None else start.score.shape
     score: Any = Score(**units, **shape, rngs=nnx.Rngs(seed))
@@ -115,7 +116,8 @@ def train_score(
     )
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(score, nnx.Param)))
-    facts = {**(card or {}), **lines[-1], "parameters": parameters}
+    known = reach([example.geometry for example in first])
+    facts = {**(card or {}), **lines[-1], "parameters": parameters, "reach": known}
     new = folder / "weights.new"
     shutil.rmtree(new, ignore_errors=True)
     save(new, Weights(score, library.spectrum, table, facts))

@@ -4,9 +4,10 @@ the images."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,22 @@ class Example(NamedTuple):
     guide: np.ndarray
     geometry: np.ndarray
 
+    def patch(self, shape: Sequence[int], rng: np.random.Generator) -> Example:
+        """A random patch of it, flipped at random."""
+        box = box_in(self.truth.shape, shape, rng)
+        turned = rng.random(3) < 0.5
+        flips = tuple(slice(None, None, -1 if t else 1) for t in turned)
+        told = np.asarray(mirrored(self.geometry)) if turned[0] != turned[1] else self.geometry
+        return Example(self.truth[box][flips], self.guide[:, *box][:, *flips], told)
+
+
+def box_in(whole: Sequence[int], shape: Sequence[int], rng: np.random.Generator) -> tuple[slice, ...]:
+    """A box of a shape at a random place. Raises InputError where there is none."""
+    if any(n < part for n, part in zip(whole, shape, strict=True)):
+        raise InputError(f"patches of {tuple(shape)} cannot be cut from examples of {tuple(whole)}.")
+    starts = [int(rng.integers(0, n - part + 1)) for n, part in zip(whole, shape, strict=True)]
+    return tuple(slice(start, start + part) for start, part in zip(starts, shape, strict=True))
+
 
 @dataclass(frozen=True)
 class Library:
@@ -43,28 +60,32 @@ class Library:
         volumes: `[z, y, x]` each, intensities from 0 for nothing.
         side: voxels of an example.
         spectrum: of what is not kept.
+        rows: voxels of an example along the tilt axis, if others than `side`.
     """
 
     volumes: Sequence[np.ndarray]
     side: int
     spectrum: Spectrum
+    rows: int | None = None
 
     @staticmethod
-    def of(volumes: Sequence[np.ndarray], side: int) -> Library:
+    def of(volumes: Sequence[np.ndarray], side: int, rows: int | None = None) -> Library:
         """Raises InputError for volumes smaller than an example, negative or empty."""
+        box = sorted((2 * side, 2 * side, 2 * (rows or side)))
         for i, volume in enumerate(volumes):
-            if volume.ndim != 3 or min(volume.shape) < 2 * side:
+            if volume.ndim != 3 or any(n < need for n, need in zip(sorted(volume.shape), box, strict=True)):
                 raise InputError(
-                    f"volume {i + 1} has shape {volume.shape}: examples of {side} voxels a side need {2 * side} along "
-                    "every axis, since they are projected on a grid twice as fine. Ask for smaller examples."
+                    f"volume {i + 1} has shape {volume.shape}: examples of {side} voxels a side need {box} "
+                    "voxels, since they are projected on a grid twice as fine. Ask for smaller examples."
                 )
             if not np.isfinite(volume).all() or volume.min() < 0 or not volume.any():
                 raise InputError(f"volume {i + 1} is empty, or has negative or non-finite voxels.")
         if not volumes:
             raise InputError("no volume to learn from.")
-        library = Library(volumes, side, None)  # type: ignore[arg-type]
+        library = Library(volumes, side, None, rows)  # type: ignore[arg-type]
         shown = map(_without_corner, volumes) if library.keeps_corner else library.shown(validation=False)
-        return Library(volumes, side, spectrum_of(average(_even(volume.astype(np.float32))) for volume in shown))
+        spectrum = spectrum_of(average(_even(volume.astype(np.float32))) for volume in shown)
+        return Library(volumes, side, spectrum, rows)
 
     @functools.cached_property
     def keeps_corner(self) -> bool:
@@ -78,23 +99,22 @@ class Library:
         return [volume for i, volume in enumerate(self.volumes) if (i in kept) == validation]
 
     def cut(self, rng: np.random.Generator, validation: bool = False) -> np.ndarray:
-        """`[2 side] * 3` float32 of one of the volumes, at a random place, turned by a random symmetry of the cube."""
-        side = 2 * self.side
-        if self.keeps_corner:
-            volume = self.volumes[int(rng.integers(len(self.volumes)))]
-            while True:
-                low = [n - 2 * CORNER if validation else 0 for n in volume.shape]
-                start = [int(rng.integers(a, n - side + 1)) for a, n in zip(low, volume.shape, strict=True)]
-                into = all(s + side > n - 2 * CORNER for s, n in zip(start, volume.shape, strict=True))
-                if validation or not into:
-                    break
-        else:
-            which = self.shown(validation)
-            volume = which[int(rng.integers(len(which)))]
-            start = [int(rng.integers(0, n - side + 1)) for n in volume.shape]
-        part = volume[tuple(slice(s, s + side) for s in start)].astype(np.float32)
-        flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
-        return part.transpose(rng.permutation(3))[flips]
+        """`[2 side, 2 rows, 2 side]` float32 of one of the volumes, at a random place, turned by a random symmetry of
+        the cube (of those that fit)."""
+        box = 2 * np.array([self.side, self.rows or self.side, self.side])
+        which = self.volumes if self.keeps_corner else self.shown(validation)
+        volume = which[int(rng.integers(len(which)))]
+        turns = [turn for turn in itertools.permutations(range(3)) if all(box <= np.take(volume.shape, turn))]
+        turn = turns[int(rng.integers(len(turns)))]
+        volume = volume.transpose(turn)
+        while True:
+            low = [n - 2 * CORNER if validation and self.keeps_corner else 0 for n in volume.shape]
+            start = [int(rng.integers(a, n - b + 1)) for a, n, b in zip(low, volume.shape, box, strict=True)]
+            into = all(s + b > n - 2 * CORNER for s, n, b in zip(start, volume.shape, box, strict=True))
+            if validation or not self.keeps_corner or not into:
+                break
+        part = volume[tuple(slice(s, s + b) for s, b in zip(start, box, strict=True))].astype(np.float32)
+        return part[tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))]
 
     def example(self, seed: Sequence[int], validation: bool = False) -> Example:
         """The example of a seed: a cut, its tilt series under a random microscope, and what that is solved to."""
@@ -141,8 +161,13 @@ def conditions(rng: np.random.Generator) -> tuple[np.ndarray, Microscope]:
     most, count = np.exp(rng.uniform(np.log(4), np.log(75))), round(np.exp(rng.uniform(np.log(5), np.log(TILTS))))
     count = int(np.clip(count, 1 + 2 * most / 20, 1 + 2 * most / 0.5))
     middle = rng.normal(0, 3) if rng.random() < 0.3 else 0.0
+    return middle + np.linspace(-most, most, count), imperfect(rng)
+
+
+def imperfect(rng: np.random.Generator) -> Microscope:
+    """A microscope of 10 to 10,000 electrons, of which some drift, jump in gain, or blur."""
     moving = rng.random() < 0.3
-    return middle + np.linspace(-most, most, count), Microscope(
+    return Microscope(
         dose=float(np.exp(rng.uniform(np.log(10), np.log(10_000)))),
         shift_jitter_px=rng.uniform(0, 0.5) if moving else 0.0,
         tilt_jitter_deg=rng.uniform(0, 0.3) if moving else 0.0,
@@ -158,37 +183,33 @@ class Batches:
     """
 
     def __init__(
-        self, library: Library, size: int, patch: tuple[int, int, int], seed: int = 0, validation: bool = False
+        self,
+        example: Callable[[tuple[int, ...], bool], Any],
+        size: int,
+        patch: Sequence[int],
+        seed: int = 0,
+        validation: bool = False,
     ):
         """Args:
-        library: where the examples come from.
+        example: `(seed, validation)` to an example, a tuple of arrays; its method `patch(shape, rng)` cuts one.
         size: of a batch.
-        patch: voxels (z, x, y) of what is cut from an example.
+        patch: shape of what is cut from an example.
         seed: of everything.
-        validation: of the part of the library that is kept for it; batch i is then of the same `size` examples.
+        validation: of the examples that are kept for it; batch i is then of the same `size` examples.
         """
-        if max(patch) > library.side:
-            raise InputError(f"patches of {patch} voxels cannot be cut from examples of {library.side}.")
-        self.library, self.size, self.patch, self.seed, self.validation = library, size, patch, seed, validation
-        self.pool: dict[int, Example] = {}
+        self.example, self.size, self.patch, self.seed, self.validation = example, size, patch, seed, validation
+        self.pool: dict[int, Any] = {}
 
-    def __call__(self, i: int) -> Example:
-        """Batch `i`: an Example of arrays with a leading axis."""
+    def __call__(self, i: int):
+        """Batch `i`: an example of arrays with a leading axis."""
         first = 0 if self.validation else i // RENEWED
         count = self.size if self.validation else POOL
         for j in [j for j in self.pool if j < first]:
             del self.pool[j]
         for j in range(first, first + count):
             if j not in self.pool:
-                self.pool[j] = self.library.example((self.seed, int(self.validation), j), self.validation)
+                self.pool[j] = self.example((self.seed, int(self.validation), j), self.validation)
         rng = np.random.default_rng((self.seed, 2, i))
         which = range(count) if self.validation else first + rng.integers(0, count, self.size)
-        return Example(*map(np.stack, zip(*(self._patch(self.pool[int(j)], rng) for j in which), strict=True)))
-
-    def _patch(self, example: Example, rng: np.random.Generator) -> Example:
-        start = [rng.integers(0, self.library.side - n + 1) for n in self.patch]
-        box = tuple(slice(s, s + n) for s, n in zip(start, self.patch, strict=True))
-        turned = rng.random(3) < 0.5
-        flips = tuple(slice(None, None, -1 if t else 1) for t in turned)
-        told = np.asarray(mirrored(example.geometry)) if turned[0] != turned[1] else example.geometry
-        return Example(example.truth[box][flips], example.guide[:, *box][:, *flips], told)
+        parts = [self.pool[int(j)].patch(self.patch, rng) for j in which]
+        return type(parts[0])(*map(np.stack, zip(*parts, strict=True)))

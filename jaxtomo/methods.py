@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from .plan import TRIED_BY
 
 WEIGHTED = ("tv", "tvq", "root-tv", "dip-tv", "inr", "gaussian")
 """Methods with a prior, whose strength `weight` sets."""
-ANY_LIKELIHOOD = ("sirt", "sart", "tvq", "root-tv", "dip", "dip-tv", "inr", "diffusion")
+ANY_LIKELIHOOD = ("sirt", "sart", "tvq", "root-tv", "dip", "dip-tv", "inr", "diffusion", "gan")
 """Methods that take another noise model than the Gaussian."""
 PLANNED = ("tvq", "root-tv", "dip", "dip-tv", "inr", "diffusion")
 """Methods whose step length follows a plan for a number of steps, which more steps cannot go on with."""
@@ -26,9 +27,12 @@ WEIGHTS = {
 }
 """What `--weight auto` tries."""
 
-SHIPPED = ("nano", "fibsem")  # weights of diffusion
-LEARNED = "nano"  # what it takes if no weights are named
-UNLIKE = 2.6  # standard deviations from the specimens that diffusion learned from, above which it warns
+SHIPPED = {"diffusion": ("nano", "fibsem"), "gan": ()}
+LEARNED: dict[str, str | None] = {"diffusion": "nano", "gan": None}
+"""Methods that have learned from other specimens, and the weights they take if none are named."""
+TAUGHT = {"diffusion": "score", "gan": "gan"}
+"""What `jaxtomo train` calls them."""
+UNLIKE = 2.6  # standard deviations from the specimens that they learned from, above which they warn
 SAMPLES = 4  # of diffusion, whose mean is the volume
 
 
@@ -37,13 +41,22 @@ def tries_weights(method: str, weight: float | str | None, tilts: int) -> bool:
     return weight == "auto" or (weight is None and method in WEIGHTED and tilts >= 6)
 
 
-def weights_folder(name: str | Path) -> Path:
-    """Where weights of that name lie, or the folder itself. Raises InputError where there are none."""
-    folder = Path(__file__).parent / "weights" / name if name in SHIPPED else Path(name).absolute()
+def weights_folder(name: str | Path | None, method: str) -> Path:
+    """Where weights of that name lie, or the folder itself; None is what the method takes if none are named.
+
+    Raises InputError where there are none for the method.
+    """
+    name = LEARNED[method] if name is None else name
+    own = [*SHIPPED[method], f"the folder 'weights' of a jaxtomo train {TAUGHT[method]}"]
+    if name is None:
+        raise InputError(f"--method {method}: has no weights of its own yet. Give --weights with {' or '.join(own)}.")
+    shipped = any(name in names for names in SHIPPED.values())
+    folder = Path(__file__).parent / "weights" / name if shipped else Path(name).absolute()
     if not (folder / "card.json").is_file():
-        raise InputError(
-            f"{name}: no weights there. Give {' or '.join(SHIPPED)}, or the folder 'weights' of a jaxtomo train."
-        )
+        raise InputError(f"{name}: no weights there. Give {' or '.join(own)}.")
+    taught = json.loads((folder / "card.json").read_text()).get("method", "diffusion")
+    if taught != method:
+        raise InputError(f"{name}: weights of --method {taught}, not of {method}. Give others, or that method.")
     return folder
 
 
@@ -54,7 +67,7 @@ class Asked(NamedTuple):
         method: its name.
         steps: how many; None for the method's own.
         spectrum: of `gaussian`.
-        weights: of `diffusion`: a name or a folder, see `priors.score.load`; None for `nano`.
+        weights: of a method that has learned: a name or a folder; None for its own, see `LEARNED`.
         members: of an ensemble; of `diffusion` samples of the posterior; None for the method's own.
         adapt: whether `diffusion` fits its network to the series.
     """
@@ -102,10 +115,12 @@ def maker(asked: Asked) -> Callable[[float | None], Any]:
             case "gaussian":
                 return solvers.gaussian(asked.spectrum, **given)
             case "diffusion":
-                trained = _trained(LEARNED if asked.weights is None else asked.weights)
+                trained = _trained(asked.method, asked.weights)
                 if asked.adapt:
                     return solvers.adapt(trained, **planned)
                 return solvers.sample(trained, samples=asked.samples, **planned)
+            case "gan":
+                return solvers.gan(_trained(asked.method, asked.weights))
             case _:
                 raise InputError(f"no method {asked.method!r}. Take one of {', '.join(NAMES)}.")
 
@@ -113,10 +128,10 @@ def maker(asked: Asked) -> Callable[[float | None], Any]:
 
 
 @functools.cache
-def _trained(name: str):
-    from .priors.score import load
+def _trained(method: str, name: str | None):
+    from .priors import gan, score
 
-    return load(name)
+    return {"diffusion": score, "gan": gan}[method].load(weights_folder(name, method))
 
 
 def trial(asked: Asked) -> Callable[[float | None], Any]:
@@ -137,7 +152,7 @@ def trial_steps(asked: Asked) -> int:
     return min(usual, 80) if asked.method == "tv" else usual
 
 
-NAMES = ("wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian", "diffusion")
+NAMES = ("wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian", "diffusion", "gan")
 
 
 def noise_model(likelihood: str, fit_intensity: bool):

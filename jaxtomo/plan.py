@@ -48,6 +48,7 @@ NEEDS = {
     "inr": Need(15, 4, 2, 400, code=200_000_000),
     "diffusion": Need(6, 5, 22, 1500, code=300_000_000, network=170),
     "adapt": Need(600, 5, 2, 2000, code=300_000_000),
+    "gan": Need(43, 5, 28, 600, code=300_000_000, network=130),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
 TRIED_BY = {"dip-tv": "root-tv", "inr": "root-tv"}
@@ -77,7 +78,7 @@ STARTING = 12.0  # seconds for imports, compilation, alignment of a small series
 
 
 def rows_at_once(depth: int, width: int, rows: int, volumes: int = 1) -> int:
-    """Rows of so many volumes that a score network sees at once."""
+    """Rows of so many volumes that a network sees at once."""
     return min(rows, max(LEAST, SEEN // (volumes * depth * width) // 8 * 8))
 
 

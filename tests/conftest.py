@@ -38,11 +38,12 @@ def float64():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with the weights of a tiny score network."""
-    from untrained import weights
+    """By method, a folder with the weights of tiny networks."""
+    from untrained import pair, weights
 
-    from jaxtomo.priors.score import save
+    from jaxtomo.priors import gan, score
 
-    folder = tmp_path_factory.mktemp("trained") / "weights"
-    save(folder, weights())
-    return str(folder)
+    folder = tmp_path_factory.mktemp("trained")
+    score.save(folder / "diffusion", weights())
+    gan.save(folder / "gan", pair())
+    return {name: str(folder / name) for name in ("diffusion", "gan")}

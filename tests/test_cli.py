@@ -30,6 +30,7 @@ METHODS = {
     "inr": 2,
     "gaussian": 3,
     "diffusion": 2,
+    "gan": 2,
 }
 
 
@@ -128,7 +129,7 @@ def test_usage_errors_exit_with_2(command, simulated):
 
 def test_help_goes_to_stdout(command):
     for name in cli.COMMANDS:
-        code, out, err = command(name, "--help")
+        code, out, err = command(*name.split(), "--help")
         assert (code, err) == (0, ""), name
         assert "--json" in out and "--quiet" in out
     assert command("--version")[1].strip() == f"jaxtomo {jt.__version__}"
@@ -154,7 +155,7 @@ def test_inspect_tells_what_is_missing(command, document, tmp_path):
 def test_every_method_fills_the_folder(method, document, simulated, trained):
     argv = ["reconstruct", simulated, "--method", method, "--steps", METHODS[method], "--out", "run"]
     argv += WEIGHT if method in methods.WEIGHTED else ()
-    argv += ("--weights", trained) if method == "diffusion" else ()
+    argv += ("--weights", trained[method]) if method in trained else ()
     code, facts = document(*argv, *([] if method in ("sirt", "tv") else ["--no-assess"]))
     assert code == 0
     folder = Path("run")
@@ -172,7 +173,8 @@ def test_every_method_fills_the_folder(method, document, simulated, trained):
 
 
 def test_samples_and_adaptation_of_diffusion(document, simulated, trained):
-    argv = ["reconstruct", simulated, "--method", "diffusion", "--weights", trained, "--steps", "2", "--no-assess"]
+    argv = ["reconstruct", simulated, "--method", "diffusion", "--weights", trained["diffusion"], "--steps", "2"]
+    argv.append("--no-assess")
     code, facts = document(*argv, "--members", "2", "--out", "samples")
     assert code == 0 and "spread.mrc" in facts["files"] and facts["steps"] == 2
     code, facts = document(*argv, "--adapt", "--out", "adapted")
@@ -217,6 +219,33 @@ def test_training_from_files(command, document, monkeypatch):
     before, after = (jax.tree.leaves(nnx.state(load(f"{name}/weights").score)) for name in "tu")
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_training_of_the_pair_from_files(command, document, simulated, monkeypatch):
+    from jaxtomo import adversaries, exposures, sinograms
+
+    monkeypatch.setattr(sinograms, "COUNTS", (8,))
+    monkeypatch.setattr(exposures, "POOL", 2)
+    monkeypatch.setattr(adversaries, "POOL", 2)
+    monkeypatch.setattr(adversaries, "VALIDATION", 2)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        np.save(f"v{i}.npy", np.kron(rng.random((8, 4, 8)) < 0.3, np.ones((4, 4, 4))).astype(np.uint8))
+    given = ["train", "gan", "--data", ".", "--side", "16", "--rows", "4", "--batch", "2", "--steps", "1"]
+    code, out, _ = command(*given, "--out", "../t")
+    assert code == 0 and "--method gan --weights ../t/weights" in out
+    card = json.loads(Path("../t/weights/card.json").read_text())
+    assert card["method"] == "gan" and card["command"].startswith("jaxtomo train gan") and card["steps"] == 1
+    assert {"tilt_deg", "step_deg", "noise"} == card["reach"].keys()
+    assert document(*given, "--out", "../t")[0] == 3
+    for wrong in (["--critical", "-1"], ["--side", "8"], ["--side", "99"], ["--rows", "0"]):
+        assert document(*given, *wrong, "--out", "../u")[0] == 3
+    code, facts = document("reconstruct", simulated, "--method", "diffusion", "--weights", "../t/weights")
+    assert code == 3 and "weights of --method gan" in facts["error"]
+    code, facts = document("reconstruct", simulated, "--method", "gan")
+    assert code == 3 and "jaxtomo train gan" in facts["error"]
+    code, facts = document("train", "--data", ".")
+    assert code == 2 and "train score or train gan" in facts["error"]
 
 
 def test_a_person_sees_a_short_table(command, simulated):

@@ -11,7 +11,7 @@ from flax import nnx
 import jaxtomo as jt
 from jaxtomo import methods, plan, solvers
 from jaxtomo.plan import Memory, Plan
-from jaxtomo.priors import score
+from jaxtomo.priors import gan, score
 from jaxtomo.solve import scanned, stepped
 from jaxtomo.spectrum import Spectrum
 
@@ -24,19 +24,23 @@ def abstract(tilts, rows, width, thickness):
     return small.replace(images=stack, weights=stack, shape=(thickness, width, rows), series=None)
 
 
-def untrained():
-    """A network of the size of those that ship."""
-    spectrum = Spectrum(np.linspace(0, 0.9, 8), np.ones(8), 1.0, 1.0)
-    return score.Weights(score.Score(rngs=nnx.Rngs(0)), spectrum, np.zeros((3, 13), np.float32), {})
+def untrained(method):
+    """A solver with a network of the size of those that ship."""
+    spectrum, table = Spectrum(np.linspace(0, 0.9, 8), np.ones(8), 1.0, 1.0), np.zeros((3, 13), np.float32)
+    if method == "gan":
+        return solvers.gan(gan.Weights(gan.Pair({}, {}, nnx.Rngs(0)), spectrum, table, {}))
+    return solvers.sample(score.Weights(score.Score(rngs=nnx.Rngs(0)), spectrum, table, {}))
 
 
 @functools.cache
 def compiled_bytes(method, tilts, rows, width, thickness):
-    """Peak memory of a step of the solver, by XLA's own account."""
-    solver = solvers.sample(untrained()) if method == "diffusion" else methods.maker(methods.Asked(method))(None)
+    """Peak memory of a step of the solver, by XLA's own account; of gan of its end, where its networks are asked."""
+    solver = untrained(method) if method in methods.LEARNED else methods.maker(methods.Asked(method))(None)
     problem = abstract(tilts, rows, width, thickness)
     state = jax.eval_shape(solver.init, problem, jax.random.key(0))
-    if method in ("dip", "dip-tv", "diffusion"):
+    if method == "gan":
+        lowered = solver.read.lower(problem, state)
+    elif method in ("dip", "dip-tv", "diffusion"):
         lowered = stepped.lower(problem, state, jax.random.key(0), 0, step=solver.step)
     else:
         lowered = scanned.lower(problem, state, jax.random.key(0), 0, 1, step=solver.step)

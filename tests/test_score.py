@@ -346,7 +346,7 @@ def library():
 
 
 def test_examples_are_those_of_their_seed(library):
-    a, b = (exposures.Batches(library, 2, (16, 8, 8), seed=3) for _ in range(2))
+    a, b = (exposures.Batches(library.example, 2, (16, 8, 8), seed=3) for _ in range(2))
     exposures_seen = exposures.POOL, exposures.RENEWED
     late = a(exposures_seen[1] + 1)
     for early in (0, 5):
@@ -402,7 +402,7 @@ def test_bad_volumes_are_named(volumes, said):
 
 
 def trained(folder, library, steps, **options):
-    batches = exposures.Batches(library, 2, (16, 8, 8))
+    batches = exposures.Batches(library.example, 2, (16, 8, 8))
     network = scores.Score(channels=(4,), rngs=nnx.Rngs(0))
     return train.train(
         network,
@@ -422,7 +422,7 @@ def test_a_training_that_goes_on_gives_the_same_weights(library, tmp_path):
     class Stop(Exception):
         pass
 
-    batches = exposures.Batches(library, 2, (16, 8, 8))
+    batches = exposures.Batches(library.example, 2, (16, 8, 8))
 
     def until(i):
         if i == 3:
@@ -442,7 +442,7 @@ def test_a_training_that_goes_on_gives_the_same_weights(library, tmp_path):
 
 def test_devices_share_a_batch(library, tmp_path, monkeypatch):
     """Eight devices take the step that one does."""
-    batch = exposures.Batches(library, 8, (16, 8, 8))(0)
+    batch = exposures.Batches(library.example, 8, (16, 8, 8))(0)
 
     def after(folder):
         network = scores.Score(channels=(4,), rngs=nnx.Rngs(0))

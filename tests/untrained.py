@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtomo.priors import gan
 from jaxtomo.priors import score as scores
 from jaxtomo.spectrum import Spectrum
 
@@ -39,3 +40,11 @@ def weights(**options):
     return scores.Weights(
         tiny(**options), Spectrum(frequency, 1 / (0.02 + frequency) ** 2, 0.1, 0.3), table, {"steps": 0}
     )
+
+
+def pair():
+    """Two networks that have learned nothing, for slices."""
+    known = weights()
+    made = {"fill": {"channels": 4, "growth": 2, "blocks": 1}, "clean": {"channels": (4, 8)}}
+    networks = drawn(nnx.eval_shape(lambda: gan.Pair(**made, rngs=nnx.Rngs(0))), scale=0.1)
+    return gan.Weights(networks, known.spectrum, known.density, {"steps": 0, "error": 0.01})

@@ -61,25 +61,40 @@ class Solving:
     """How the volume is computed."""
 
     method: Annotated[
-        Literal["wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian", "diffusion"],
+        Literal[
+            "wbp",
+            "sirt",
+            "sart",
+            "cgls",
+            "tv",
+            "tvq",
+            "root-tv",
+            "dip",
+            "dip-tv",
+            "inr",
+            "gaussian",
+            "diffusion",
+            "gan",
+        ],
         arg(metavar="NAME"),
     ] = "tv"
     """tv: total variation, a good start for most specimens. tvq: sparse gradients, for particles with sharp edges.
     root-tv: few tilts or a wide missing wedge. inr: a network of coordinates, ahead of tv in many cases and slower.
     dip-tv: an untrained network beside voxels, for texture, slower still; dip: only that.
     gaussian: textured volumes such as tissue. diffusion: a network that has learned what such specimens look like, for
-    a wide missing wedge. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
+    a wide missing wedge. gan: two networks, one of which fills the missing wedge, and the other cleans the volume;
+    nothing to choose. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
     weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=NONE)] = None
-    """How strongly the methods with a prior (all but wbp, sirt, sart, cgls, dip and diffusion) prefer a smooth volume:
-    larger is smoother. auto, the default from six tilts, tries some, and takes the one that predicts left-out tilts
-    best."""
+    """How strongly the methods with a prior (all but wbp, sirt, sart, cgls, dip, diffusion and gan) prefer a smooth
+    volume: larger is smoother. auto, the default from six tilts, tries some, and takes the one that predicts left-out
+    tilts best."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint=BY_METHOD)] = None
     """How many steps at most."""
     thickness: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the images' width)")] = None
     """Voxels along the beam."""
     likelihood: Annotated[Literal["gaussian", "poisson", "robust"], arg(metavar="gaussian|poisson|robust")] = "gaussian"
     """How images are noisy: poisson for low counts, robust for outliers (both with sirt, sart, tvq, root-tv, dip,
-    dip-tv, inr and diffusion)."""
+    dip-tv, inr, diffusion and gan)."""
     fit_intensity: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Fit a gain and an offset for each tilt, for images scaled one by one (with the same methods)."""
     members: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1, of diffusion 4)")] = None
@@ -89,8 +104,8 @@ class Solving:
     spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
     """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
     weights: Annotated[str | None, arg(metavar="nano|fibsem|DIR", help_behavior_hint="(default: nano)")] = None
-    """What diffusion has learned: nano from particles, pores and crystals, fibsem from tissue; or the weights of a
-    jaxtomo train."""
+    """What diffusion has learned: nano from particles, pores and crystals, fibsem from tissue; or, also of gan, the
+    weights of a jaxtomo train."""
     adapt: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Fit the network of diffusion to this series, for a specimen unlike those it was trained on."""
     hold_out: Annotated[int, arg(metavar="N")] = 0
@@ -212,18 +227,23 @@ def _check(settings: Reconstruct) -> None:
         raise InputError("--members: wbp does not weigh pixels, so all would be the same. Take another --method.")
     if slabs > 1 and members > 1:
         raise InputError(f"--members {members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
-    if solving.method == "diffusion" and solving.fit_intensity:
-        raise InputError("--fit-intensity: not with --method diffusion, which asks linearly. Take root-tv or dip-tv.")
+    learned = solving.method in methods.LEARNED
+    if learned and solving.fit_intensity:
+        raise InputError(
+            f"--fit-intensity: not with --method {solving.method}, which asks linearly. Take root-tv or dip-tv."
+        )
     if solving.method == "diffusion" and solving.steps == 1:
         raise InputError("--steps 1: diffusion goes from noise to none in 2 steps or more. Leave it out.")
-    if solving.method == "diffusion":
-        methods.weights_folder(methods.LEARNED if solving.weights is None else solving.weights)
-    if solving.weights is not None and solving.method != "diffusion":
-        raise InputError("--weights: what --method diffusion has learned, and only that. Give both or none.")
+    if learned:
+        methods.weights_folder(solving.weights, solving.method)
+    if solving.weights is not None and not learned:
+        raise InputError(
+            f"--weights: what {' or '.join(methods.LEARNED)} has learned, and only that. Give such a --method, or none."
+        )
     if solving.adapt and (solving.method != "diffusion" or members > 1):
         raise InputError("--adapt: fits the network of --method diffusion, and not with --members. Leave it out.")
-    if hosts.several() and solving.method == "diffusion":
-        raise InputError("--method diffusion: not on several hosts. Start it on one.")
+    if hosts.several() and learned:
+        raise InputError(f"--method {solving.method}: not on several hosts. Start it on one.")
     if hosts.several() and members > 1:
         raise InputError(f"--members {members}: not on several hosts. Start it on one, or leave it out.")
     if slabs > 1 and hosts.several():
@@ -282,7 +302,7 @@ def lasting(settings: Reconstruct) -> Reconstruct:
     """The settings with paths that mean the same in every folder, as config.toml keeps them."""
     reading, preparing = settings.reading, settings.preparing
     angles, xf, weights = reading.angles, preparing.xf, settings.solving.weights
-    if weights is not None and weights not in methods.SHIPPED:
+    if weights is not None and weights not in sum(methods.SHIPPED.values(), ()):
         weights = os.path.abspath(weights)
     return replace(
         settings,

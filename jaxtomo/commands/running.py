@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -61,6 +62,25 @@ class Stages:
             device.release()  # stages hold different things: what one left must not add to what the next needs
 
 
+def warn_of_unlike(task: Task, weights: str, result: Reconstruction) -> None:
+    """Says where a network that has learned from others is used beyond what it learned."""
+    from ..priors.reach import beyond
+    from ..priors.score import geometry
+
+    method = task.settings.solving.method
+    unlike = float(result.history.get("unlike", np.zeros(1))[-1])
+    if unlike > methods.UNLIKE:
+        adapt = "--adapt or " if method == "diffusion" else ""
+        task.console.warn(
+            f"the specimen is unlike those that {weights} learned from ({unlike:.1f} standard deviations). "
+            f"Try {adapt}other --weights, and compare with --method tv."
+        )
+    card = json.loads((methods.weights_folder(weights, method) / "card.json").read_text())
+    told = geometry(task.problem(task.series, task.pose, task.weights))
+    if far := beyond(card.get("reach", {}), told):
+        task.console.warn(f"beyond what {weights} learned from: {'; '.join(far)}. Compare with --method tv.")
+
+
 def carry_out(
     settings: Reconstruct, plan: Plan, folder: Path, before: dict[str, Any] | None, console: Console
 ) -> dict[str, Any]:
@@ -99,7 +119,11 @@ def carry_out(
             **device.describe(),
             "input": {"file": str(settings.file), "sha256": digest},
             "method": solving.method,
-            **({"weights": solving.weights or methods.LEARNED} if solving.method == "diffusion" else {}),
+            **(
+                {"weights": solving.weights or methods.LEARNED[solving.method]}
+                if solving.method in methods.LEARNED
+                else {}
+            ),
             "seed": solving.seed,
             "steps_asked": steps,
             "slabs": plan.slabs,
@@ -119,12 +143,8 @@ def carry_out(
                 if hosts.agreed(asked()):
                     raise KeyboardInterrupt
             refuse_diverged(result)
-            unlike = float(result.history.get("unlike", np.zeros(1))[-1])
-            if unlike > methods.UNLIKE:
-                console.warn(
-                    f"the specimen is unlike those that {solving.weights or methods.LEARNED} learned from "
-                    f"({unlike:.1f} standard deviations). Try --adapt or other --weights, and compare with --method tv."
-                )
+            if solving.method in methods.LEARNED:
+                warn_of_unlike(task, facts["weights"], result)
             metrics = {"misfit": float(result.history["misfit"][-1])}
             if solving.assess:
                 with stages("assess", "judging it by the even and the odd tilts apart"):

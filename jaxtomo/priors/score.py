@@ -6,9 +6,7 @@ What is learned lies in a folder: `weights`, written by Orbax, and `card.json`, 
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..errors import InputError
 from ..likelihood import noise_variance
-from ..methods import weights_folder
 from ..spectrum import Spectrum
 from .dip import unfolded
 from .nets import ConditionedUNet, Fine
+from .stored import read, write
 
 SIGMA_DATA = 0.5  # standard deviation of volumes in the network's units
 SIGMA_MAX = 80.0  # noise in which nothing is left of them
@@ -154,49 +151,22 @@ class Weights(NamedTuple):
 
 
 def save(folder: str | Path, weights: Weights) -> None:
-    """Write weights, in half precision, and their card to a new folder, beside and renamed."""
-    import orbax.checkpoint as ocp
-
-    folder = Path(folder).absolute()
-    if folder.exists():
-        raise InputError(f"{folder} is there already. Give another folder.")
-    beside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    leaves = jax.tree.leaves(nnx.state(weights.score, nnx.Param))
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(beside / "weights", {f"{i:04d}": leaf.astype(jnp.float16) for i, leaf in enumerate(leaves)})
-    known = weights.spectrum
-    model = {
-        **weights.score.shape,
-        "centre": float(weights.score.centre[...]),
-        "scale": float(weights.score.scale[...]),
-    }
-    spectrum = {name: getattr(known, name) for name in ("mean", "std")}
-    spectrum |= {name: [round(float(v), 8) for v in getattr(known, name)] for name in ("frequency", "power")}
-    table = np.round(np.asarray(weights.density, float), 6).tolist()
-    card = {**weights.card, "network": model, "spectrum": spectrum, "density": table}
-    (beside / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
-    beside.rename(folder)
+    """Write weights and their card to a new folder, see `stored.write`."""
+    score = weights.score
+    model = {**score.shape, "centre": float(score.centre[...]), "scale": float(score.scale[...])}
+    write(folder, score, weights.spectrum, weights.density, {**weights.card, "method": "diffusion", "network": model})
 
 
 def load(name: str | Path) -> Weights:
     """The weights in a folder, or those that ship: `nano`, of nanoparticles, porous and crystalline matter, and
     `fibsem`, of stained tissue. Raises InputError where there are none."""
-    import orbax.checkpoint as ocp
+    score, spectrum, table, card = read(name, "diffusion", _untrained)
+    score.centre, score.scale = (
+        nnx.Variable(jnp.asarray(card["network"][name], jnp.float32)) for name in ("centre", "scale")
+    )
+    return Weights(score, spectrum, table, card)
 
-    folder = weights_folder(name)
-    card = json.loads((folder / "card.json").read_text())
-    known = card["spectrum"]
-    spectrum = Spectrum(np.asarray(known["frequency"]), np.asarray(known["power"]), known["mean"], known["std"])
-    model = dict(card["network"], patch=tuple(card["network"]["patch"]), channels=tuple(card["network"]["channels"]))
-    # Its shape only: to draw random weights first takes longer than all else.
-    graph, parameters, rest = nnx.split(nnx.eval_shape(lambda: Score(**model, rngs=nnx.Rngs(0))), nnx.Param, ...)
-    leaves, structure = jax.tree.flatten(parameters)
-    asked = {f"{i:04d}": jax.ShapeDtypeStruct(leaf.shape, jnp.float16) for i, leaf in enumerate(leaves)}
-    with ocp.StandardCheckpointer() as reader:
-        kept = reader.restore(folder / "weights", asked)
-    found = jax.tree.unflatten(structure, [jnp.asarray(kept[key], jnp.float32) for key in sorted(kept)])
-    score = nnx.merge(graph, found, rest)
-    score.centre, score.scale = (nnx.Variable(jnp.asarray(model[name], jnp.float32)) for name in ("centre", "scale"))
-    return Weights(score, spectrum, np.asarray(card["density"], np.float32), card)
+
+def _untrained(card: Mapping[str, Any]) -> Score:
+    model = card["network"]
+    return Score(**dict(model, patch=tuple(model["patch"]), channels=tuple(model["channels"])), rngs=nnx.Rngs(0))

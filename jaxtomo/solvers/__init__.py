@@ -5,6 +5,7 @@ from .cgls import cgls
 from .dip import dip, dip_tv
 from .expected import expected
 from .fit import fit
+from .gan import gan
 from .gaussian import gaussian
 from .inr import inr
 from .plug_and_play import plug_and_play
@@ -23,6 +24,7 @@ __all__ = [
     "dip_tv",
     "expected",
     "fit",
+    "gan",
     "gaussian",
     "inr",
     "plug_and_play",

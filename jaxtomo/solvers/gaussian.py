@@ -106,8 +106,9 @@ def _init(problem, finer, frequency, power, contrast, weight):
     lengths = ray_lengths(problem)
     mean = jnp.sum(problem.weights * problem.images) / jnp.sum(problem.weights * lengths)
     # No noise at all would leave nothing to stop the iteration at: a thousandth of the signal is the least.
-    least = 1e-6 * jnp.mean(problem.images**2)
-    noise = jnp.maximum(likelihood.noise_variance(problem.images), least)
+    believed = jnp.broadcast_to(problem.weights, problem.images.shape)
+    least = 1e-6 * jnp.sum(believed * problem.images**2) / jnp.maximum(jnp.sum(believed), 1e-20)
+    noise = jnp.maximum(likelihood.noise_variance(problem.images, believed > 0), least)
     power = jnp.interp(_frequencies(problem.shape) / finer, frequency, power).astype(problem.images.dtype)
     root = jnp.sqrt(power) * contrast * jnp.abs(mean)
     residual = problem.images - mean * lengths

@@ -1,0 +1,59 @@
+"""Solutions of sparse edges in few steps: first on voxels twice as coarse, then from there."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..likelihood import gaussian
+from ..priors.nets import doubled
+from ..priors.score import geometry
+from .root_tv import root_tv
+
+COARSE, FINE = 300, 120  # steps
+ROOT = 1.6  # weight of root TV over the noise of images: near the best from 15 to 5,000 electrons
+
+
+def coarser(problem):
+    """The problem on voxels and pixels twice as large; of an odd number the last is a pair with nothing."""
+    believed = jnp.broadcast_to(problem.weights, problem.images.shape)
+
+    def paired(images):
+        tilts, width, rows = images.shape
+        images = jnp.pad(images, [(0, 0), (0, width % 2), (0, rows % 2)])
+        return images.reshape(tilts, (width + 1) // 2, 2, (rows + 1) // 2, 2).mean((2, 4))
+
+    weights = paired(believed)
+    images = paired(believed * problem.images) / jnp.maximum(2 * weights, 1e-20)  # in coarse voxel lengths
+    pose = problem.pose
+    if pose.shift is not None:
+        pose = pose.replace(shift=pose.shift / 2)
+    shape = tuple((n + 1) // 2 for n in problem.shape)
+    return problem.replace(images=images, weights=weights, pose=pose, shape=shape, mesh=None)
+
+
+def sparse(problem):
+    """`[z, x, y]`, the solution of root TV, its weight by the noise of the images, whatever their likelihood.
+
+    The coarse solution is soon found, and where it is right, steps of full size are few: better than so many
+    steps from nothing, which leave what is faint in the middle of thick matter, in a third of the time.
+    """
+    problem = problem.replace(likelihood=gaussian())
+    coarse = coarser(problem)
+    start = doubled(_root_tv(coarse, 2 * ROOT, COARSE, 0.2), problem.shape, (0, 1, 2))
+    return _root_tv(problem, ROOT, FINE, 0.1, jnp.maximum(start, 0))
+
+
+def _root_tv(problem, weight, steps, rate, start=None):
+    noise = jnp.exp(4 * geometry(problem)[-1])
+    solver = root_tv(weight=weight * noise, steps=steps, rate=rate, start=start)
+    return solver.read(problem, solved(problem, solver.init(problem, None), steps, step=solver.step))[0]
+
+
+@functools.partial(jax.jit, static_argnames="step")
+def solved(problem, state, count, *, step):
+    """The state of a solver after so many steps."""
+    return lax.fori_loop(0, count, lambda _, s: step(problem, s, None)[0], state)

@@ -1,0 +1,194 @@
+"""Fill the sinogram, reconstruct it by any solver, clean the volume, and make it agree with the images."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from .. import likelihood
+from ..data import Pose
+from ..plan import rows_at_once
+from ..priors.density import density, unlikeness
+from ..priors.gan import ANGLES, Weights, grid, told, unmeasured
+from ..priors.score import geometry
+from ..solve import Solver
+from .coarse_to_fine import solved, sparse
+from .consistent import Images, chi_square, consistent, measured
+from .gaussian import gaussian
+from .sirt import sirt
+
+LINEAR = 50  # steps of conjugate gradients for the Gaussian solution
+STEPS = 20  # of SIRT on the filled sinogram
+NEAR = 0.75  # steps of the grid: no filled angle counts that is as near to a measured one
+AGREED, TRIES, GROWTH = 1.02, 8, 3.0  # χ² at which volume and images agree; how often, and how much, to trust them more
+
+
+class Shown(NamedTuple):
+    """What the networks are shown of a problem, and themselves.
+
+    Attributes:
+        guide: `[2, z, x, y]`, the Gaussian solution and that of root TV.
+        density: that of the specimen.
+        geometry: `[5]`.
+        images: what is known of their noise.
+        pair: graph, parameters and the rest of the networks.
+        error: variance of what they answer, in units of the density.
+        unlike: how unlike the specimens they learned from this one is, see `priors.density.unlikeness`.
+    """
+
+    guide: jax.Array
+    density: jax.Array
+    geometry: jax.Array
+    images: Images
+    pair: Any
+    error: jax.Array
+    unlike: jax.Array
+
+
+def show(problem, weights: Weights) -> Shown:
+    """What the networks are shown."""
+    guide, shown = guides(problem, weights.spectrum), geometry(problem)
+    table = jnp.asarray(weights.density)
+    return Shown(
+        guide,
+        density(guide[0], shown, table),
+        shown,
+        measured(problem),
+        nnx.split(weights.pair, nnx.Param, ...),
+        jnp.asarray(weights.card.get("error", 0.01), jnp.float32),
+        unlikeness(guide[0], shown, table),
+    )
+
+
+def guides(problem, spectrum):
+    """`[2, z, x, y]`: the Gaussian solution of a problem and that of root TV, whatever its likelihood."""
+    solver, plain = gaussian(spectrum), problem.replace(likelihood=likelihood.gaussian())
+    linear = solved(plain, solver.init(plain, None), LINEAR, step=solver.step)
+    return jnp.stack([solver.read(plain, linear)[0], sparse(plain)])
+
+
+def projected(problem, volume):
+    """`[angle, x, y]`: ray sums of a volume at all angles of the grid, by a perfect microscope."""
+    images = jnp.zeros((ANGLES, *problem.images.shape[1:]))
+    return problem.replace(images=images, pose=Pose(grid())).project(volume)
+
+
+def projections(problem, guide):
+    """(seen `[2, angle, x, y]`, scale, far `[angle]`): the projections of the guides, over their scale, and how far
+    every angle is from a measured one, see `unmeasured`."""
+    live = jnp.broadcast_to(problem.weights, problem.images.shape).any((1, 2))
+    seen = jnp.stack([projected(problem, volume) for volume in guide])
+    scale = jnp.sqrt(jnp.mean(seen[1] ** 2)) + 1e-20
+    return seen / scale, scale, unmeasured(problem.pose.tilt, live)
+
+
+def fill(problem, weights: Weights):
+    """The problem of a sinogram of half a turn, for any solver: its images as they are, and filled ones at all angles
+    that are not measured."""
+    return filled(problem, show(problem, weights))
+
+
+@jax.jit
+def filled(problem, shown: Shown):
+    """See `fill`."""
+    seen, scale, far = projections(problem, shown.guide)
+    known, network = told(far, shown.geometry), nnx.merge(*shown.pair).fill
+    return extended(problem, scale * slice_by_slice(lambda part: network(part, known), seen), far)
+
+
+def extended(problem, sinogram, far):
+    """The problem with further images, those of `sinogram [angle, x, y]` that are `far` from what is measured."""
+    wanted = jnp.broadcast_to((far > NEAR)[:, None, None], sinogram.shape).astype(problem.weights.dtype)
+    measured = jnp.broadcast_to(problem.weights, problem.images.shape)
+    pose, zeros = problem.pose, jnp.zeros(ANGLES)
+    perfect = Pose(grid(), jnp.zeros((ANGLES, 2)), zeros, zeros + 1, zeros)
+    perfect = perfect.replace(**{name: None for name, value in vars(pose).items() if value is None})
+    return problem.replace(
+        images=jnp.concatenate([problem.images, sinogram]),
+        weights=jnp.concatenate([measured, wanted]),
+        pose=jax.tree.map(lambda a, b: jnp.concatenate([a, b]), pose, perfect),
+    )
+
+
+def slice_by_slice(network, seen):
+    """A network's answer `[a, b, y]` to `seen [channel, a, b, y]`; of large volumes to some rows after the other, each
+    beside its neighbours, so that memory grows with the volume and no further."""
+    rows = seen.shape[-1]
+    size = rows_at_once(*seen.shape[1:])
+    parts, before = [], 0.0
+    for start in range(0, rows, size):
+        low, high = max(0, start - 1), min(rows, start + size + 1)
+        found = network(seen[..., low:high] + before)[..., start - low :][..., :size]
+        # Nothing, but XLA cannot know, and waits for these rows.
+        before = 0 * lax.stop_gradient(found[0, 0, 0])
+        parts.append(found)
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+
+
+def cleaned(shown: Shown, volume):
+    """What the second network makes of the volume of a filled sinogram."""
+    network = nnx.merge(*shown.pair).clean
+    seen = jnp.stack([volume, *shown.guide]) / shown.density
+    return shown.density * slice_by_slice(lambda part: network(part, shown.geometry), seen)
+
+
+def agreeing(problem, images: Images, volume, variance):
+    """The volume made consistent with the measured images only: trusted less and less, from a tenth of `variance`,
+    until what is left of the images is their noise. [Morozov 1966]"""
+
+    def closer(carry):
+        volume, variance, count, _ = carry
+        volume = consistent(problem, images, volume, variance)
+        return volume, GROWTH * variance, count + 1, chi_square(problem, images, problem.project(volume))
+
+    def wanting(carry):
+        return (carry[3] > AGREED) & (carry[2] < TRIES)
+
+    return lax.while_loop(wanting, closer, closer((volume, 0.1 * variance, 0, jnp.inf)))[0]
+
+
+def gan(weights: Weights, inner: Solver | None = None) -> Solver:
+    """Fill, reconstruct, clean, agree: no setting to choose.
+
+    The first network fills the angles that were not measured; `inner`, by default some steps of SIRT, reconstructs
+    measured and filled images; the second network cleans the volume, and a few steps of conjugate gradients make it
+    agree with the measured images. [Wang et al. 2019]
+
+    Args:
+        weights: trained networks, `priors.gan.load(...)`.
+        inner: any other solver.
+    """
+    inner = sirt()._replace(steps=STEPS) if inner is None else inner
+
+    def init(problem, key):
+        shown = show(problem, weights)
+        whole = filled(problem, shown)
+        return {"shown": shown, "problem": whole, "inner": inner.init(whole, key)}
+
+    settings = {"method": "gan", "weights": weights.name, "inner": dict(inner.settings)}
+    return Solver(init, _stepper(inner.step), _reader(inner.read), settings, inner.steps)
+
+
+@functools.lru_cache(16)
+def _stepper(step):
+    def inside(problem, state, key):
+        new, info = step(state["problem"], state["inner"], key)
+        return {**state, "inner": new}, {**info, "unlike": state["shown"].unlike}
+
+    return inside
+
+
+@functools.lru_cache(16)
+def _reader(read):
+    @jax.jit
+    def cleaning(problem, state):
+        shown = state["shown"]
+        volume = cleaned(shown, read(state["problem"], state["inner"])[0])
+        return agreeing(problem, shown.images, volume, shown.error * shown.density**2), problem.pose
+
+    return cleaning
