@@ -128,8 +128,8 @@ def train_score(
     plot.lines([("loss", step, curves)], "step", log=True, height=3).savefig(folder / "loss.png")
     answer = np.asarray(_answers(*nnx.split(score), validation))
     middle = answer.shape[3] // 2
-    rows = {"truth": validation.truth, "gaussian": validation.guide[:, 0], "root TV": validation.guide[:, 1]}
-    rows["answer"] = answer
+    guides = dict(zip(("gaussian", "root TV", "tvq"), validation.guide.swapaxes(0, 1), strict=True))
+    rows = {"truth": validation.truth, **guides, "answer": answer}
     plot.pictures({name: [v[:, :, middle] for v in volumes[:8]] for name, volumes in rows.items()}).savefig(
         folder / "examples.png"
     )

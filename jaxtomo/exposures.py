@@ -25,7 +25,7 @@ RENEWED = 24  # batches after which the oldest of them is replaced
 
 
 class Example(NamedTuple):
-    """A specimen `[z, x, y]`, the solutions of its images `[2, z, x, y]` that a network is told, both relative to its
+    """A specimen `[z, x, y]`, the solutions of its images `[3, z, x, y]` that a network is told, both relative to its
     density, and what `priors.score.geometry` says of these."""
 
     truth: np.ndarray

@@ -32,14 +32,14 @@ def problem():
 @pytest.mark.parametrize("shape", [(8, 12, 16), (7, 9, 5), (6, 6, 1)])
 def test_every_network_takes_every_shape(options, shape):
     network = tiny(channels=(4, 8), **options)
-    noisy, *guides = (jax.random.normal(jax.random.key(i), shape) for i in (0, 1, 2))
+    noisy, *guides = (jax.random.normal(jax.random.key(i), shape) for i in range(1 + scores.GUIDES))
     found = jax.jit(network)(noisy, jnp.float32(0.5), jnp.stack(guides), jnp.ones(scores.GEOMETRY))
     assert found.shape == shape and np.isfinite(found).all()
 
 
 def test_an_untrained_network_weighs_noise_against_guide():
     network = jax.jit(scores.Score(channels=(4,), rngs=nnx.Rngs(0)))
-    noisy, *guides = (jax.random.normal(jax.random.key(i), (8, 8, 8)) for i in (0, 1, 2))
+    noisy, *guides = (jax.random.normal(jax.random.key(i), (8, 8, 8)) for i in range(1 + scores.GUIDES))
     guides, told = jnp.stack(guides), jnp.zeros(scores.GEOMETRY)
     guide = guides.mean(0)
     np.testing.assert_allclose(network(noisy, jnp.float32(1e-3), guides, told), noisy, atol=1e-4)
@@ -77,7 +77,7 @@ def test_weights_are_kept_and_read(tmp_path):
     scores.save(tmp_path / "w", given)
     found = scores.load(tmp_path / "w")
     noisy = jax.random.normal(jax.random.key(0), (8, 8, 8))
-    args = noisy, jnp.float32(0.3), jnp.stack([noisy, -noisy]), jnp.ones(scores.GEOMETRY)
+    args = noisy, jnp.float32(0.3), jnp.stack([noisy] * scores.GUIDES), jnp.ones(scores.GEOMETRY)
     np.testing.assert_allclose(found.score(*args), given.score(*args), atol=5e-3)  # half precision
     np.testing.assert_allclose(found.spectrum.power, given.spectrum.power, rtol=1e-6)
     with pytest.raises(jt.InputError, match="there already"):
@@ -273,7 +273,7 @@ def test_slabs_of_a_large_volume_have_no_seams(monkeypatch, problem, shape):
     assert np.abs(np.diff(shares, axis=1)).max() < 0.25
     for part, share in zip(parts, shares, strict=True):
         assert not share[: part.start].any() and not share[part.stop :].any()
-    guide = jax.random.normal(jax.random.key(0), (2, *shape))
+    guide = jax.random.normal(jax.random.key(0), (scores.GUIDES, *shape))
     known = told.tell(problem, weights())._replace(guide=guide)
     plain = scores.Score(channels=(4, 8), rngs=nnx.Rngs(0))  # knows nothing: every voxel by itself
     found = jax.jit(lambda: told.denoised(plain, jnp.ones((2, *shape)), 0.5, known))()
@@ -315,7 +315,7 @@ def test_poses_follow_the_volume_that_the_images_show():
 
 
 def test_weights_that_ship_know_their_kind():
-    """`nano` is ahead of both its guides on a specimen it never saw, and tissue is unlike it."""
+    """`nano` is ahead of all its guides on a specimen it never saw, and tissue is unlike it."""
     nano = scores.load("nano")
     assert {"about", "data", "sources", "licence", "command", "machine", "minutes", "metrics"} <= nano.card.keys()
     fine = phantoms.core_shell((64, 64, 64), seed=1)

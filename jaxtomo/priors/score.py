@@ -24,22 +24,22 @@ from .stored import read, write
 
 SIGMA_DATA = 0.5  # standard deviation of volumes in the network's units
 SIGMA_MAX = 80.0  # noise in which nothing is left of them
-GUIDES = 2  # volumes that it is told
+GUIDES = 3  # volumes that it is told
 GEOMETRY = 5  # numbers that `geometry` tells
 HINTS = 4  # numbers for every voxel that the U-Net hands to full resolution beside its answer
 
 
 class Score(nnx.Module):
-    """D(v + n; σ, guides): the expected volume behind noise n of standard deviation σ, and behind two guides g.
+    """D(v + n; σ, guides): the expected volume behind noise n of standard deviation σ, and behind guides g.
 
-        D = c_skip x + (1 - c_skip) (g₀ + G (g₁ - g₀)) + c_out F(c_in x, g; ln σ),  score = (D - x) / σ²,
+        D = c_skip x + (1 - c_skip) Σ Gₖ gₖ + c_out F(c_in x, g; ln σ),  Σ Gₖ = 1,  score = (D - x) / σ²,
         c_skip = σ_d² / (σ² + σ_d²),  c_out = σ σ_d / √(σ² + σ_d²),  c_in = 1 / √(σ² + σ_d²)
 
-    The guides are what measured images make of a volume without a network, the Gaussian solution, in which all is that
-    they say linearly, and that of sparse edges (root TV); G and F are the network's, and G says at every voxel which is
-    right. The geometry says how the images were taken. With these it is the score of the posterior, learned, and
-    without (zeros) that of the prior. At σ_max, where `noisy` is nothing (zeros), D is the expected volume given the
-    images alone.
+    The guides are what measured images make of a volume without a network: the Gaussian solution, in which all is that
+    they say linearly, and two of sparse edges, root TV and |∇v|^0.7. F and G are the network's, and G says at every
+    voxel which of them is right. The geometry says how the images were taken. With these it is the score of the
+    posterior, learned, and without (zeros) that of the prior. At σ_max, where `noisy` is nothing (zeros), D is the
+    expected volume given the images alone.
     [Karras et al. 2022; Vincent 2011; Batzolis et al. 2021 for the condition as a further input]
 
     F is a U-Net at the resolution of patches, and two small convolutions at that of voxels, which see what went in and
@@ -79,7 +79,7 @@ class Score(nnx.Module):
         self.shape = {"deep": deep, "patch": tuple(patch), "channels": tuple(channels)}
 
     def __call__(self, noisy, sigma, guide, geometry):
-        """The denoised volume `[z, x, y]` of `noisy`, for one `sigma`, guides `[2, z, x, y]`, and a geometry `[5]`."""
+        """The denoised volume `[z, x, y]` of `noisy`, for one `sigma`, guides `[3, z, x, y]`, and a geometry `[5]`."""
         total = sigma**2 + SIGMA_DATA**2
         features = jnp.stack([noisy / jnp.sqrt(total), *(guide / SIGMA_DATA)], -1)
         waves = jnp.log(sigma) / 4 * 2 * jnp.pi * 2.0 ** (jnp.arange(8) / 2 - 2)
@@ -87,9 +87,9 @@ class Score(nnx.Module):
         made = self.network(folded(features, self.patch), conditions)
         made = unfolded(made, self.patch, (1 + HINTS, *noisy.shape))
         seen = jnp.concatenate([features, jnp.moveaxis(made, 0, -1)], -1).transpose(2, 0, 1, 3)
-        which, made = made[1], made[0] + self.fine(seen, conditions)[..., 0].transpose(1, 2, 0)
+        which, made = made[1:GUIDES], made[0] + self.fine(seen, conditions)[..., 0].transpose(1, 2, 0)
         kept = SIGMA_DATA**2 / total
-        mixed = guide[0] + (0.5 + which) * (guide[1] - guide[0])
+        mixed = guide[0] + jnp.sum((1 / GUIDES + which) * (guide[1:] - guide[0]), 0)
         return kept * noisy + (1 - kept) * mixed + sigma * SIGMA_DATA / jnp.sqrt(total) * made
 
     def inward(self, volume, density):

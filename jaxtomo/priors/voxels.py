@@ -34,9 +34,9 @@ class Voxels(nnx.Module):
         return self.weight[...] * total_variation(volume / per_channel(self.density[...]), self.power, self.smoothing)
 
 
-def voxels(weight: float = 0.0, power: float = 1.0, smoothing: float = 3e-3):
+def voxels(weight: float = 0.0, power: float = 1.0, smoothing: float = 3e-3, start=None):
     """A maker of `Voxels` for `fit`: `(problem, density, key) -> module`."""
-    return lambda problem, density, key: Voxels(problem.volume_shape, density, weight, power, smoothing)
+    return lambda problem, density, key: Voxels(problem.volume_shape, density, weight, power, smoothing, start)
 
 
 class RootVoxels(Voxels):

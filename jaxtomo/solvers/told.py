@@ -18,9 +18,14 @@ from ..priors.score import SIGMA_MAX, Score, Weights, geometry, mirrored
 from .consistent import Images, measured
 from .gaussian import gaussian, restarted
 from .root_tv import root_tv
+from .tvq import tvq
 
 STEPS, AGAIN = 250, 30  # of conjugate gradients for the Gaussian solution, and after poses have changed
-SPARSE = 300, 50  # of root TV, from next to nothing (what streaks there are at the start stay), and after that
+SPARSE = 300, 50  # of those of sparse edges, from next to nothing (streaks at the start would stay), and after that
+ROOT, POWER = (
+    1.6,
+    0.8,
+)  # weights of root TV and |∇v|^0.7 over the noise of images: near the best from 15 to 5,000 electrons
 OVERLAP = 16  # rows over which one slab's answer fades into the next
 
 
@@ -28,7 +33,7 @@ class Told(NamedTuple):
     """What a network knows of a problem, and itself.
 
     Attributes:
-        guide: `[2, z, x, y]`, the Gaussian solution and that of root TV, in the network's units.
+        guide: `[3, z, x, y]`, the Gaussian solution and two of sparse edges, in the network's units.
         geometry: `[5]`.
         density: that the network's units are relative to.
         images: what is known of their noise.
@@ -50,18 +55,20 @@ class Told(NamedTuple):
 
 
 def guided(problem, spectrum):
-    """(guides, geometry, state): the Gaussian solution and that of root TV `[2, z, x, y]` of a problem, whatever its
-    likelihood, what a network is told of its images, and the state of the first solver."""
+    """(guides, geometry, state): the Gaussian solution and two of sparse edges `[3, z, x, y]` of a problem, whatever
+    its likelihood, what a network is told of its images, and the state of the first solver."""
     solver, plain = gaussian(spectrum), problem.replace(likelihood=likelihood.gaussian())
     solved = _solved(plain, solver.init(plain, None), STEPS, step=solver.step)
-    linear = solver.read(plain, solved)[0]
-    return jnp.stack([linear, sparse(plain, SPARSE[0])]), geometry(problem), solved
+    shown = geometry(problem)
+    return jnp.stack([solver.read(plain, solved)[0], *sparse(plain, shown, SPARSE[0])]), shown, solved
 
 
-def sparse(problem, steps: int, start=None):
-    """The solution of root TV as far as some large steps get."""
-    solver = root_tv(steps=steps, rate=0.2, start=start)
-    return solver.read(problem, _solved(problem, solver.init(problem, None), steps, step=solver.step))[0]
+def sparse(problem, geometry, steps: int, starts=(None, None)):
+    """The solutions of root TV and of |∇v|^0.7 as far as some large steps get, their weights by the noise of images."""
+    noise = jnp.exp(4 * geometry[-1])
+    for make, weight, start in zip((root_tv, tvq), (ROOT, POWER), starts, strict=True):
+        solver = make(weight=weight * noise, steps=steps, rate=0.2, start=start)
+        yield solver.read(problem, _solved(problem, solver.init(problem, None), steps, step=solver.step))[0]
 
 
 @functools.partial(jax.jit, static_argnames="step")
@@ -92,9 +99,9 @@ def told_again(problem, told: Told) -> Told:
     solver = gaussian()
     problem = problem.replace(likelihood=likelihood.gaussian())
     solved = _solved(problem, restarted(problem, told.solved), AGAIN, step=solver.step)
-    linear, score = solver.read(problem, solved)[0], told.score()
-    edges = sparse(problem, SPARSE[1], score.outward(told.guide[1], told.density))
-    guide = score.inward(jnp.stack([linear, edges]), told.density)
+    score = told.score()
+    edges = sparse(problem, told.geometry, SPARSE[1], score.outward(told.guide[1:], told.density))
+    guide = score.inward(jnp.stack([solver.read(problem, solved)[0], *edges]), told.density)
     return told._replace(guide=guide, geometry=geometry(problem), solved=solved)
 
 

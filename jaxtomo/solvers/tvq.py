@@ -34,12 +34,15 @@ def around(images):
     return summed / counted
 
 
-def tvq(weight: float = 0.4, power: float = 0.7, steps: int = 500, rate: float = 0.1) -> Solver:
+def tvq(weight: float = 0.4, power: float = 0.7, steps: int = 500, rate: float = 0.1, start=None) -> Solver:
     """min over p of Σ w (A v - y)² / Σ w y² + λ mean((|∇v|² + ε²)^(q/2)), v = density (p + 0.1)².
 
     Adam at `rate`, falling along a cosine to 2 % over `steps`. `weight` λ is for densities of about 1, which the
-    solver sees to. Suits piecewise-constant specimens.
+    solver sees to. Suits piecewise-constant specimens. From a `start [z, x, y]`, where there is one, fewer steps are
+    enough.
     """
     settings = {"method": "tvq", "weight": weight, "power": power, "planned_steps": steps, "rate": rate}
     optimizer = falling_adam(rate, steps)
-    return fit(voxels(weight, power), optimizer, pixel_weights=count_weights, settings=settings, steps=steps)
+    return fit(
+        voxels(weight, power, start=start), optimizer, pixel_weights=count_weights, settings=settings, steps=steps
+    )
