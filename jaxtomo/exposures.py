@@ -75,8 +75,9 @@ class Library:
         for i, volume in enumerate(volumes):
             if volume.ndim != 3 or any(n < need for n, need in zip(sorted(volume.shape), box, strict=True)):
                 raise InputError(
-                    f"volume {i + 1} has shape {volume.shape}: examples of {side} voxels a side need {box} "
-                    "voxels, since they are projected on a grid twice as fine. Ask for smaller examples."
+                    f"volume {i + 1} has shape {volume.shape}: examples of {side} voxels a side need "
+                    f"{' × '.join(map(str, box))}, since they are projected on a grid twice as fine. Ask for smaller "
+                    "examples."
                 )
             if not np.isfinite(volume).all() or volume.min() < 0 or not volume.any():
                 raise InputError(f"volume {i + 1} is empty, or has negative or non-finite voxels.")

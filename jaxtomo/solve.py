@@ -119,6 +119,12 @@ def scanned(problem, state, key, start, count, *, step, size: int = CHUNK):
     return jax.lax.fori_loop(0, count, body, (state, info))
 
 
+@functools.partial(jax.jit, static_argnames="step")
+def after(problem, state, count, *, step):
+    """The state after so many steps that draw nothing, for what is solved on the way to something else."""
+    return jax.lax.fori_loop(0, count, lambda _, state: step(problem, state, None)[0], state)
+
+
 @contextlib.contextmanager
 def whole_chunk() -> Iterator[None]:
     """Ctrl-C waits for the end of the block, where state, history and step number agree."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
-import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ..likelihood import gaussian
 from ..priors.nets import doubled
 from ..priors.score import geometry
+from ..solve import after
 from .root_tv import root_tv
 
 COARSE, FINE = 300, 120  # steps
@@ -50,10 +47,4 @@ def sparse(problem):
 def _root_tv(problem, weight, steps, rate, start=None):
     noise = jnp.exp(4 * geometry(problem)[-1])
     solver = root_tv(weight=weight * noise, steps=steps, rate=rate, start=start)
-    return solver.read(problem, solved(problem, solver.init(problem, None), steps, step=solver.step))[0]
-
-
-@functools.partial(jax.jit, static_argnames="step")
-def solved(problem, state, count, *, step):
-    """The state of a solver after so many steps."""
-    return lax.fori_loop(0, count, lambda _, s: step(problem, s, None)[0], state)
+    return solver.read(problem, after(problem, solver.init(problem, None), steps, step=solver.step))[0]

@@ -16,8 +16,8 @@ from ..plan import rows_at_once
 from ..priors.density import density, unlikeness
 from ..priors.gan import ANGLES, Weights, grid, told, unmeasured
 from ..priors.score import geometry
-from ..solve import Solver
-from .coarse_to_fine import solved, sparse
+from ..solve import Solver, after
+from .coarse_to_fine import sparse
 from .consistent import Images, chi_square, consistent, measured
 from .gaussian import gaussian
 from .sirt import sirt
@@ -68,7 +68,7 @@ def show(problem, weights: Weights) -> Shown:
 def guides(problem, spectrum):
     """`[2, z, x, y]`: the Gaussian solution of a problem and that of root TV, whatever its likelihood."""
     solver, plain = gaussian(spectrum), problem.replace(likelihood=likelihood.gaussian())
-    linear = solved(plain, solver.init(plain, None), LINEAR, step=solver.step)
+    linear = after(plain, solver.init(plain, None), LINEAR, step=solver.step)
     return jnp.stack([solver.read(plain, linear)[0], sparse(plain)])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,8 @@ from .. import likelihood
 from ..plan import rows_at_once
 from ..priors.density import density, unlikeness
 from ..priors.score import SIGMA_MAX, Score, Weights, geometry, mirrored
+from ..solve import after
+from .coarse_to_fine import ROOT
 from .consistent import Images, measured
 from .gaussian import gaussian, restarted
 from .root_tv import root_tv
@@ -22,10 +23,7 @@ from .tvq import tvq
 
 STEPS, AGAIN = 250, 30  # of conjugate gradients for the Gaussian solution, and after poses have changed
 SPARSE = 300, 50  # of those of sparse edges, from next to nothing (streaks at the start would stay), and after that
-ROOT, POWER = (
-    1.6,
-    0.8,
-)  # weights of root TV and |∇v|^0.7 over the noise of images: near the best from 15 to 5,000 electrons
+POWER = 0.8  # weight of |∇v|^0.7 over the noise of images: near the best from 15 to 5,000 electrons
 OVERLAP = 16  # rows over which one slab's answer fades into the next
 
 
@@ -58,7 +56,7 @@ def guided(problem, spectrum):
     """(guides, geometry, state): the Gaussian solution and two of sparse edges `[3, z, x, y]` of a problem, whatever
     its likelihood, what a network is told of its images, and the state of the first solver."""
     solver, plain = gaussian(spectrum), problem.replace(likelihood=likelihood.gaussian())
-    solved = _solved(plain, solver.init(plain, None), STEPS, step=solver.step)
+    solved = after(plain, solver.init(plain, None), STEPS, step=solver.step)
     shown = geometry(problem)
     return jnp.stack([solver.read(plain, solved)[0], *sparse(plain, shown, SPARSE[0])]), shown, solved
 
@@ -68,12 +66,7 @@ def sparse(problem, geometry, steps: int, starts=(None, None)):
     noise = jnp.exp(4 * geometry[-1])
     for make, weight, start in zip((root_tv, tvq), (ROOT, POWER), starts, strict=True):
         solver = make(weight=weight * noise, steps=steps, rate=0.2, start=start)
-        yield solver.read(problem, _solved(problem, solver.init(problem, None), steps, step=solver.step))[0]
-
-
-@functools.partial(jax.jit, static_argnames="step")
-def _solved(problem, state, count, *, step):
-    return lax.fori_loop(0, count, lambda _, s: step(problem, s, None)[0], state)
+        yield solver.read(problem, after(problem, solver.init(problem, None), steps, step=solver.step))[0]
 
 
 def tell(problem, weights: Weights, moving: bool = False) -> Told:
@@ -95,10 +88,10 @@ def tell(problem, weights: Weights, moving: bool = False) -> Told:
 
 
 def told_again(problem, told: Told) -> Told:
-    """The same when poses have changed: both solutions go on from where they were."""
+    """The same when poses have changed: all solutions go on from where they were."""
     solver = gaussian()
     problem = problem.replace(likelihood=likelihood.gaussian())
-    solved = _solved(problem, restarted(problem, told.solved), AGAIN, step=solver.step)
+    solved = after(problem, restarted(problem, told.solved), AGAIN, step=solver.step)
     score = told.score()
     edges = sparse(problem, told.geometry, SPARSE[1], score.outward(told.guide[1:], told.density))
     guide = score.inward(jnp.stack([solver.read(problem, solved)[0], *edges]), told.density)
