@@ -11,6 +11,7 @@ from jax import lax
 from ..likelihood import gaussian, noise_variance
 from .tvq import around
 
+AGREED, TRIES, GROWTH = 1.02, 8, 3.0  # χ² at which volume and images agree; how often, and how much more, to trust them
 FLOOR = 0.1  # of the mean intensity: what a pixel is taken to have at least, for its noise
 
 
@@ -93,3 +94,18 @@ def consistent(problem, images: Images, volume, variance, steps: int = 5):
 
     white, *_ = lax.fori_loop(0, steps, step, (white, slope, slope, energy))
     return volume + root * white
+
+
+def agreeing(problem, images: Images, volume, variance, steps: int = 5):
+    """The volume made consistent with the images, and trusted less and less, from `variance`, until what is left of the
+    images is no more than their noise. [Morozov 1966]"""
+
+    def closer(carry):
+        volume, variance, count, _ = carry
+        volume = consistent(problem, images, volume, variance, steps)
+        return volume, GROWTH * variance, count + 1, chi_square(problem, images, problem.project(volume))
+
+    def wanting(carry):
+        return (carry[3] > AGREED) & (carry[2] < TRIES)
+
+    return lax.while_loop(wanting, closer, closer((volume, jnp.asarray(variance), 0, jnp.inf)))[0]

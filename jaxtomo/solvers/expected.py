@@ -9,17 +9,19 @@ import jax.numpy as jnp
 
 from ..priors.score import SIGMA_DATA, Weights
 from ..solve import Solver
-from .consistent import chi_square, consistent
+from .consistent import agreeing, chi_square
 from .told import Told, seen_mirrored, tell
 
+TRUST = 1e-3  # of the images over the network, to begin with
 
-def expected(weights: Weights, steps: int = 16, trust: float = 0.1, corrections: int = 5) -> Solver:
+
+def expected(weights: Weights, steps: int = 16, trust: float = TRUST, corrections: int = 5) -> Solver:
     """E[v | y]: the network's answer to its guides, averaged over the specimen's mirror images, and made
     consistent with the images.
 
     Every step looks at the specimen in another of its eight mirror images, each also moved by a voxel: what differs is
     the network's own error. At the end argmin over v of Σ (A v - y)²/σ_y² + Σ (v - mean)²/r², by a few CG steps, with
-    r² = `trust` σ_d².
+    r² = `trust` σ_d², and three times as much again until what is left of the images is no more than their noise.
     """
 
     def init(problem, key):
@@ -51,7 +53,7 @@ def _read(problem, state, *, corrections):
     return explained(problem, state["told"], mean, state["trust"], corrections), problem.pose
 
 
-def explained(problem, told: Told, volume, trust=0.1, corrections: int = 5):
-    """What the network expects, made consistent with the images; it can be wrong by `trust` σ_d² (a variance)."""
+def explained(problem, told: Told, volume, trust=TRUST, corrections: int = 5):
+    """What the network expects, made to agree with the images; it is wrong by `trust` σ_d² (a variance) or more."""
     wrong = trust * (SIGMA_DATA * told.density * told.score().scale[...]) ** 2
-    return consistent(problem, told.images, volume, wrong, corrections)
+    return agreeing(problem, told.images, volume, wrong, corrections)

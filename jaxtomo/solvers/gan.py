@@ -18,14 +18,13 @@ from ..priors.gan import ANGLES, Weights, grid, told, unmeasured
 from ..priors.score import geometry
 from ..solve import Solver, after
 from .coarse_to_fine import sparse
-from .consistent import Images, chi_square, consistent, measured
+from .consistent import Images, agreeing, measured
 from .gaussian import gaussian
 from .sirt import sirt
 
 LINEAR = 50  # steps of conjugate gradients for the Gaussian solution
 STEPS = 20  # of SIRT on the filled sinogram
 NEAR = 0.75  # steps of the grid: no filled angle counts that is as near to a measured one
-AGREED, TRIES, GROWTH = 1.02, 8, 3.0  # χ² at which volume and images agree; how often, and how much, to trust them more
 
 
 class Shown(NamedTuple):
@@ -137,21 +136,6 @@ def cleaned(shown: Shown, volume):
     return shown.density * slice_by_slice(lambda part: network(part, shown.geometry), seen)
 
 
-def agreeing(problem, images: Images, volume, variance):
-    """The volume made consistent with the measured images only: trusted less and less, from a tenth of `variance`,
-    until what is left of the images is their noise. [Morozov 1966]"""
-
-    def closer(carry):
-        volume, variance, count, _ = carry
-        volume = consistent(problem, images, volume, variance)
-        return volume, GROWTH * variance, count + 1, chi_square(problem, images, problem.project(volume))
-
-    def wanting(carry):
-        return (carry[3] > AGREED) & (carry[2] < TRIES)
-
-    return lax.while_loop(wanting, closer, closer((volume, 0.1 * variance, 0, jnp.inf)))[0]
-
-
 def gan(weights: Weights, inner: Solver | None = None) -> Solver:
     """Fill, reconstruct, clean, agree: no setting to choose.
 
@@ -189,6 +173,6 @@ def _reader(read):
     def cleaning(problem, state):
         shown = state["shown"]
         volume = cleaned(shown, read(state["problem"], state["inner"])[0])
-        return agreeing(problem, shown.images, volume, shown.error * shown.density**2), problem.pose
+        return agreeing(problem, shown.images, volume, 0.1 * shown.error * shown.density**2), problem.pose
 
     return cleaning
