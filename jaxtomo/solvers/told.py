@@ -63,7 +63,7 @@ def guided(problem, spectrum):
 
 def sparse(problem, geometry, steps: int, starts=(None, None)):
     """The solutions of root TV and of |∇v|^0.7 as far as some large steps get, their weights by the noise of images."""
-    noise = jnp.exp(4 * geometry[-1])
+    noise: Any = jnp.exp(4 * geometry[-1])
     for make, weight, start in zip((root_tv, tvq), (ROOT, POWER), starts, strict=True):
         solver = make(weight=weight * noise, steps=steps, rate=0.2, start=start)
         yield solver.read(problem, after(problem, solver.init(problem, None), steps, step=solver.step))[0]
