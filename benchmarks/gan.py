@@ -1,10 +1,10 @@
 """The pair of networks that fill sinograms and clean tomograms: what each is worth, on shapes never trained on.
 
     python benchmarks/gan.py --weights FOLDER             # everything: hours on two cores
-    python benchmarks/gan.py --minutes 30                 # starts nothing new after half an hour; run again to go on
-    python benchmarks/gan.py --plain FOLDER               # also weights that were trained without critics
-    python benchmarks/gan.py --needle ../shared/data/needle_haadf_raw.npz
-    python benchmarks/gan.py --time                       # a slice of 256², a volume of 128³
+    python benchmarks/gan.py --weights FOLDER --minutes 30  # starts nothing new after half an hour; run again to go on
+    python benchmarks/gan.py --weights FOLDER --plain PLAIN # also weights that were trained without critics
+    python benchmarks/gan.py --weights FOLDER --needle ../shared/data/needle_haadf_raw.npz
+    python benchmarks/gan.py --weights FOLDER --time      # a slice of 256², a volume of 128³
     python benchmarks/gan.py --report --markdown          # the tables of what is done so far
 
 Slabs of 128 × 8 × 128 voxels: two kinds of phantoms that training never saw, others of unseen seeds, and a corner of a
@@ -252,7 +252,7 @@ def timing(options) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="a folder of jaxtomo train gan")
+    parser.add_argument("--weights", help="a folder of jaxtomo train gan")
     parser.add_argument("--plain", help="weights trained with --critical 0")
     parser.add_argument("--runs", nargs="+", default=[], help="first words of the runs that are wanted")
     parser.add_argument("--minutes", type=float, default=float("inf"))
@@ -268,6 +268,8 @@ def main() -> None:
     if options.redo and CACHE.exists():
         kept = [line for line in CACHE.read_text().splitlines() if json.loads(line)["run"] not in options.redo]
         CACHE.write_text("".join(line + "\n" for line in kept))
+    if not options.weights and not options.report:
+        parser.error("--weights FOLDER is needed for all but --report")
     print(*machine.described("jaxtomo", "jax", "numpy"), sep="\n")
     if options.needle:
         needle(options)

@@ -90,7 +90,8 @@ class Library:
 
     @functools.cached_property
     def keeps_corner(self) -> bool:
-        return all(min(volume.shape) >= 2 * CORNER + 2 * self.side for volume in self.volumes)
+        room = all(min(volume.shape) >= 2 * CORNER + 2 * self.side for volume in self.volumes)
+        return room and self.side <= CORNER
 
     def shown(self, validation: bool) -> Sequence[np.ndarray]:
         """Of volumes without a corner to keep, those to learn from or those kept."""

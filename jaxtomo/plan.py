@@ -53,6 +53,8 @@ NEEDS = {
 }
 TRIED_BY = {"dip-tv": "root-tv", "inr": "root-tv"}
 """Methods whose weight is tried by another one: by the voxels alone, whose penalty it is, in a tenth of the time."""
+TOGETHER = ("diffusion",)
+"""Methods whose members are computed side by side, others one after the other."""
 MEMBER = Need(7, 3, 0, 0)  # of every further member of an ensemble: its state
 TABLE = 800  # bytes of the projector's weights for each tilt and pixel across the axis; counts in thin slabs
 MARGIN = 2  # rows computed beyond each end of a slab, for shifts along the axis that are no whole number of pixels
@@ -169,7 +171,8 @@ class Plan:
         """Peak of the solver, on each device that computes; devices of a CPU share one memory."""
         rows = -(-self.slab_rows // (self.hosts if self.device == "cpu" else self.devices))
         need, further = NEEDS[self.method], (self.members - 1) * self._needed(MEMBER, rows)
-        seen = self.members * rows_at_once(self.thickness, self.width, rows, self.members)
+        members = self.members if self.method in TOGETHER else 1
+        seen = members * rows_at_once(self.thickness, self.width, rows, members)
         network = int(4 * need.network * self.thickness * self.width * seen)
         return self._needed(need, rows) + further + network + TABLE * self.tilts * self.width
 
@@ -216,14 +219,14 @@ class Plan:
         need, voxels = NEEDS[method or self.method], self.volume_bytes / 4
         projected = need.projections * voxels * self.tilts / PROJECTED[self.device]
         each = projected + need.passes * voxels / MOVED[self.device]
-        return each * (self.members if need.network else 1)
+        return each * (self.members if self.method in TOGETHER else 1)
 
     @property
     def seconds(self) -> float:
         """Rough wall time of the whole run on idle hardware."""
         cores = self.cores * self.hosts if self.device == "cpu" else self.devices
         overlap = self.slabs * self.slab_rows / self.rows
-        turns = 1 if NEEDS[self.method].network else self.members
+        turns = 1 if self.method in TOGETHER else self.members
         judging = 2 * self.steps / turns * min(1.0, self.judged_rows / self.rows) if self.judged else 0
         choosing = self.trial_steps * min(1.0, self.tried_rows / self.rows) * self._step(TRIED_BY.get(self.method))
         return STARTING + ((overlap * self.steps + judging) * self._step() + choosing) / cores

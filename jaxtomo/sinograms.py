@@ -83,12 +83,13 @@ class Slabs:
             with np.load(file) as kept:
                 return Slab(*(kept[name].astype(np.float32) for name in Slab._fields))
         slab = self.simulated(np.random.default_rng(seed), validation)
+        # What is kept is rounded; the first to ask gets it as all others do.
         self.folder.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".part.npz")
         large = ("truth", "sinogram", "guide", "seen", "images")
         np.savez(beside, **{k: v.astype(np.float16 if k in large else np.float32) for k, v in slab._asdict().items()})
         beside.rename(file)
-        return slab
+        return self(seed, validation)
 
     def simulated(self, rng: np.random.Generator, validation: bool) -> Slab:
         """A slab drawn at random."""
@@ -145,7 +146,8 @@ def _volume(problem, slab: Slab, fill):
 
 
 def conditions(rng: np.random.Generator) -> tuple[np.ndarray, Microscope]:
-    """Tilts in degrees and a microscope, drawn over what is met: ±20° to ±85°, steps of 1° to 10°, some uneven."""
+    """Tilts in degrees and a microscope, drawn over what is met: ±20° to ±85°, steps of 1° (of at most 128
+    tilts) to 10°, some uneven."""
     most, step = rng.uniform(20, 85), np.exp(rng.uniform(0, np.log(10)))
     count = int(np.clip(round(1 + 2 * most / step), 5, COUNTS[-1]))
     tilts = np.linspace(-most, most, count) + (rng.normal(0, 3) if rng.random() < 0.3 else 0)

@@ -103,9 +103,11 @@ class Solving:
     diffusion, N samples of what the specimen can be, side by side."""
     spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
     """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
-    weights: Annotated[str | None, arg(metavar="nano|fibsem|DIR", help_behavior_hint="(default: nano)")] = None
-    """What diffusion has learned: nano from particles, pores and crystals, fibsem from tissue; or, also of gan, the
-    weights of a jaxtomo train."""
+    weights: Annotated[
+        str | None, arg(metavar="nano|fibsem|DIR", help_behavior_hint="(default: nano, of gan none)")
+    ] = None
+    """What diffusion has learned: nano from particles, pores and crystals, fibsem from tissue; or the weights of a
+    jaxtomo train score, or, for gan, of a jaxtomo train gan."""
     adapt: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Fit the network of diffusion to this series, for a specimen unlike those it was trained on."""
     hold_out: Annotated[int, arg(metavar="N")] = 0

@@ -282,8 +282,8 @@ class ResidualDense(nnx.Module):
 
 
 class SpectralConv(nnx.Module):
-    """A convolution 4×4 whose kernel is divided by its largest singular value, so that it cannot amplify. [Miyato et
-    al. 2018; ten power iterations from an even start instead of one from a remembered one]"""
+    """A convolution 4×4 whose kernel, as a matrix, is divided by its largest singular value, so that what it amplifies
+    is bounded. [Miyato et al. 2018; ten power iterations from an even start instead of one from a remembered one]"""
 
     def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs):
         self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (4, 4, inputs, outputs)))

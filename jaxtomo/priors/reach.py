@@ -8,7 +8,7 @@ import numpy as np
 
 SLACK = 1.15  # how far beyond what was learned is as good as within
 NAMES = {
-    "tilt_deg": "tilts to ±{:.0f}°",
+    "tilt_deg": "tilts to {:.0f}°",
     "step_deg": "steps of {:.1f}°",
     "noise": "noise of {:.2g} of the mean",
 }
@@ -19,7 +19,7 @@ def facts(geometry) -> dict[str, float]:
     _, first, last, count, noise = (float(value) for value in geometry)
     step = np.rad2deg(last - first) / max(np.exp(4 * count) - 1, 1)
     return {
-        "tilt_deg": float(np.rad2deg(max(-first, last))),
+        "tilt_deg": float(np.rad2deg(max(abs(first), abs(last)))),
         "step_deg": float(step),
         "noise": float(np.exp(4 * noise)),
     }
@@ -32,10 +32,10 @@ def reach(geometries: Sequence) -> dict[str, list[float]]:
 
 
 def beyond(learned: Mapping[str, Sequence[float]], geometry) -> list[str]:
-    """In words, what of a geometry is beyond what was learned; nothing of what is not known."""
+    """In words, what of a geometry is beyond what was learned; less noise is not, nor is what is not known."""
     found = facts(geometry)
     return [
         f"{NAMES[name].format(found[name])} (it learned from {low:.3g} to {high:.3g})"
         for name, (low, high) in learned.items()
-        if not low / SLACK <= found[name] <= high * SLACK
+        if found[name] > high * SLACK or (found[name] < low / SLACK and name != "noise")
     ]

@@ -11,7 +11,8 @@ from jax import lax
 from ..likelihood import gaussian, noise_variance
 from .tvq import around
 
-AGREED, TRIES, GROWTH = 1.02, 8, 3.0  # χ² at which volume and images agree; how often, and how much more, to trust them
+AGREED, SURPRISE = 1.05, 9.0  # χ² at which volume and images agree, and the most of one pixel's in it
+TRIES, GROWTH = 6, 3.0  # how often, and how much more each time, images are trusted to get there
 FLOOR = 0.1  # of the mean intensity: what a pixel is taken to have at least, for its noise
 
 
@@ -98,12 +99,17 @@ def consistent(problem, images: Images, volume, variance, steps: int = 5):
 
 def agreeing(problem, images: Images, volume, variance, steps: int = 5):
     """The volume made consistent with the images, and trusted less and less, from `variance`, until what is left of the
-    images is no more than their noise. [Morozov 1966]"""
+    images is no more than their noise; of a pixel no more counts than `SURPRISE` of that, so that what no volume can
+    explain is not explained. [Morozov 1966]"""
+
+    def left(volume):
+        residual = problem.explained(problem.project(volume)) - problem.images
+        return jnp.sum(jnp.minimum(images.precision * residual**2, SURPRISE)) / images.pixels
 
     def closer(carry):
         volume, variance, count, _ = carry
         volume = consistent(problem, images, volume, variance, steps)
-        return volume, GROWTH * variance, count + 1, chi_square(problem, images, problem.project(volume))
+        return volume, GROWTH * variance, count + 1, left(volume)
 
     def wanting(carry):
         return (carry[3] > AGREED) & (carry[2] < TRIES)
