@@ -17,7 +17,7 @@ from flax import nnx
 
 from ..spectrum import Spectrum
 from .nets import Around, ResidualDense, UNet, beside
-from .stored import read, write
+from .stored import known_as, read, write
 
 ANGLES = 128  # of a filled sinogram, over half a turn: 1.4° apart
 GUIDES = 2  # solutions that are shown
@@ -123,8 +123,7 @@ class Weights(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For the record: how long they learned, and the checksum of what from."""
-        return f"{self.card.get('steps', 0)} steps on data {str(self.card.get('sha256', 'unknown'))[:12]}"
+        return known_as(self.card)
 
 
 def save(folder: str | Path, weights: Weights) -> None:

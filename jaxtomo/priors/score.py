@@ -20,7 +20,7 @@ from ..likelihood import noise_variance
 from ..spectrum import Spectrum
 from .dip import unfolded
 from .nets import ConditionedUNet, Fine
-from .stored import read, write
+from .stored import known_as, read, write
 
 SIGMA_DATA = 0.5  # standard deviation of volumes in the network's units
 SIGMA_MAX = 80.0  # noise in which nothing is left of them
@@ -146,8 +146,7 @@ class Weights(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For the record: how long it learned, and the checksum of what from."""
-        return f"{self.card.get('steps', 0)} steps on data {str(self.card.get('sha256', 'unknown'))[:12]}"
+        return known_as(self.card)
 
 
 def save(folder: str | Path, weights: Weights) -> None:

@@ -18,6 +18,11 @@ from ..methods import weights_folder
 from ..spectrum import Spectrum
 
 
+def known_as(card: Mapping[str, Any]) -> str:
+    """For the record: how long a network learned, and the checksum of what from."""
+    return f"{card.get('steps', 0)} steps on data {str(card.get('sha256', 'unknown'))[:12]}"
+
+
 def write(folder: str | Path, network: nnx.Module, spectrum: Spectrum, table, card: Mapping[str, Any]) -> None:
     """Write a network and its card to a new folder, beside and renamed. `spectrum` and `table` (of
     `density.learned`) are those of what it learned from; they become part of the card."""
