@@ -2,7 +2,7 @@
 
 Both see what images make of a volume without a network, the Gaussian solution and that of root TV, and learn what is
 wrong with these: the first in their projections over half a turn, the second in their slices. Neighbouring slices are
-further channels. [Wang et al. 2019 for the pair]
+further channels. [Ding et al. 2019 for the pair]
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from flax import nnx
 
 from ..spectrum import Spectrum
 from .nets import Around, ResidualDense, UNet, beside
+from .score import GEOMETRY
 from .stored import known_as, read, write
 
 ANGLES = 128  # of a filled sinogram, over half a turn: 1.4° apart
 GUIDES = 2  # solutions that are shown
-GEOMETRY = 5  # numbers that `priors.score.geometry` tells
 TOLD = GEOMETRY + 5  # numbers told of every angle
 
 

@@ -141,7 +141,7 @@ def gan(weights: Weights, inner: Solver | None = None) -> Solver:
 
     The first network fills the angles that were not measured; `inner`, by default some steps of SIRT, reconstructs
     measured and filled images; the second network cleans the volume, and a few steps of conjugate gradients make it
-    agree with the measured images. [Wang et al. 2019]
+    agree with the measured images. [Ding et al. 2019]
 
     Args:
         weights: trained networks, `priors.gan.load(...)`.
