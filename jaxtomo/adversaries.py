@@ -33,10 +33,11 @@ VALIDATION = 16  # examples
 
 
 class Rivals(nnx.Module):
-    """A network and its critic. `critical` is the weight that the critic has in what the network learns."""
+    """A network and its critic, of an answer beside what was shown. `critical` is the weight that the critic has in
+    what the network learns."""
 
-    def __init__(self, network: nnx.Module, inputs: int, critical: float, rngs: nnx.Rngs):
-        self.network, self.critic, self.critical = network, PatchCritic(inputs, rngs), critical
+    def __init__(self, network: nnx.Module, critical: float, rngs: nnx.Rngs):
+        self.network, self.critic, self.critical = network, PatchCritic(2, rngs), critical
 
 
 def rivalry(rivals: Rivals, answers, truths):
@@ -68,10 +69,13 @@ def moments(error):
 def misses(error, shown, truth, weight: Any = 1.0):
     """Absolute and squared error of a batch, relative to the least that is shown of it `[batch, shown, ...]`, so that
     what is well measured counts as much as what is not."""
-    axes = tuple(range(2, shown.ndim))
-    least = jnp.min(jnp.mean((shown - truth[:, None]) ** 2, axes), 1) + LEAST
-    relative = error / jnp.sqrt(least).reshape(-1, *[1] * (error.ndim - 1))
+    relative = error / jnp.sqrt(_least(shown, truth)).reshape(-1, *[1] * (error.ndim - 1))
     return jnp.mean(weight * (jnp.abs(relative) + relative**2))
+
+
+def _least(shown, truth):
+    """`[batch]`, the squared error of the best that is shown."""
+    return jnp.min(jnp.mean((shown - truth[:, None]) ** 2, tuple(range(2, shown.ndim))), 1) + LEAST
 
 
 def as_images(answers, beside):
@@ -107,9 +111,7 @@ def cleaning_error(rivals: Rivals, batch: Example):
 
 
 def _over(answers, shown, truth):
-    axes = tuple(range(1, truth.ndim))
-    least = jnp.min(jnp.mean((shown - truth[:, None]) ** 2, tuple(range(2, shown.ndim))), 1) + LEAST
-    return jnp.mean(jnp.mean((answers - truth) ** 2, axes) / least)
+    return jnp.mean(jnp.mean((answers - truth) ** 2, tuple(range(1, truth.ndim))) / _least(shown, truth))
 
 
 def train_gan(
@@ -146,12 +148,12 @@ def train_gan(
     slabs = Slabs(Library.of(volumes, side, rows), folder / "slabs")
     shared = {"steps": steps, "rate": rate, "seed": seed, "say": say}
 
-    def taught(name, network, inputs, example, loss, error, patch):
+    def taught(name, network, example, loss, error, patch):
         place = folder / name
         say(f"{name}: simulating the first examples")
         validation = Batches(example, VALIDATION, patch, seed, validation=True)(0)
         rivals: Any = train(
-            Rivals(network, inputs, critical, nnx.Rngs(seed + 1)),
+            Rivals(network, critical, nnx.Rngs(seed + 1)),
             Batches(example, batch, patch, seed),
             place,
             loss=loss,
@@ -167,7 +169,7 @@ def train_gan(
 
     network = SinogramFill(**(fill or {}), rngs=nnx.Rngs(seed))
     filling, kept, filled = taught(
-        "fill", network, 2, slabs.filling, filling_loss, filling_error, (side, min(rows, PATCH[1]))
+        "fill", network, slabs.filling, filling_loss, filling_error, (side, min(rows, PATCH[1]))
     )
     answers = np.asarray(_answers(*nnx.split(filling), kept.seen, kept.known))
     shown = {"truth": kept.sinogram, "root TV": kept.seen[:, 1], "filled": answers}
@@ -176,7 +178,7 @@ def train_gan(
     network = TomogramClean(**(clean or {}), rngs=nnx.Rngs(seed))
     example = functools.partial(slabs.cleaning, filling)
     patch = (min(side, PATCH[0]), min(side, PATCH[0]), min(rows, PATCH[1]))
-    cleaning, kept, cleaned = taught("clean", network, 2, example, cleaning_loss, cleaning_error, patch)
+    cleaning, kept, cleaned = taught("clean", network, example, cleaning_loss, cleaning_error, patch)
     answers = np.asarray(_answers(*nnx.split(cleaning), kept.guide, kept.geometry))
     shown = {"truth": kept.truth, "of the filled": kept.guide[:, 0], "root TV": kept.guide[:, 2], "cleaned": answers}
     _pictured(folder / "clean" / "examples.png", shown)

@@ -115,7 +115,7 @@ def test_rivals_learn_opposite_things():
     truths = jax.random.normal(jax.random.key(0), (4, 16, 16, 2))
 
     def slopes(critical):
-        rivals = adversaries.Rivals(Scale(), 2, critical, nnx.Rngs(0))
+        rivals = adversaries.Rivals(Scale(), critical, nnx.Rngs(0))
         graph, parameters, rest = nnx.split(rivals, nnx.Param, ...)
 
         def loss(parameters):
@@ -208,7 +208,7 @@ def test_gan_reconstructs(problem):
 @pytest.mark.parametrize(("side", "rows", "tilts"), [(16, 4, 13), (9, 1, 5), (8, 3, 1)])
 def test_coarse_to_fine_takes_every_shape(side, rows, tilts):
     problem, _ = posed(np.linspace(-60, 60, tilts) if tilts > 1 else [0.0], side, rows)
-    volume = coarse_to_fine.sparse(problem)
+    volume = coarse_to_fine.coarse_to_fine(problem)
     assert volume.shape == problem.shape and np.isfinite(volume).all() and (volume >= 0).all()
 
 
@@ -217,7 +217,7 @@ def test_coarse_to_fine_ends_nearer_the_truth_than_as_many_steps_from_nothing():
     noise = float(jnp.exp(4 * geometry(problem)[-1]))
     plain = solvers.root_tv(coarse_to_fine.ROOT * noise, steps=coarse_to_fine.FINE, rate=0.2)
     far = jt.reconstruct(problem, plain, callbacks=(), assess=False).volume
-    near = np.asarray(coarse_to_fine.sparse(problem)).swapaxes(1, 2)
+    near = np.asarray(coarse_to_fine.coarse_to_fine(problem)).swapaxes(1, 2)
     assert metrics.psnr(near, truth) > metrics.psnr(far, truth)
 
 
@@ -326,13 +326,13 @@ def test_losses_fall(volumes, tmp_path):
     slabs = sinograms.Slabs(exposures.Library.of(volumes, 16, 4), tmp_path / "slabs")
     network = gans.SinogramFill(**SMALL["fill"], rngs=nnx.Rngs(0))
     batch = exposures.Batches(slabs.filling, 2, (16, 4), validation=True)(0)
-    rivals = adversaries.Rivals(network, 2, 0.005, nnx.Rngs(1))
+    rivals = adversaries.Rivals(network, 0.005, nnx.Rngs(1))
     before = adversaries.filling_error(rivals, batch)
     kept = train.train(rivals, lambda i: batch, tmp_path / "f", loss=adversaries.filling_loss, steps=40, rate=3e-3)
     assert adversaries.filling_error(kept, batch) < 0.97 * before
     example = functools.partial(slabs.cleaning, kept.network)
     batch = exposures.Batches(example, 2, (16, 16, 4), validation=True)(0)
-    rivals = adversaries.Rivals(gans.TomogramClean(**SMALL["clean"], rngs=nnx.Rngs(0)), 2, 0.005, nnx.Rngs(1))
+    rivals = adversaries.Rivals(gans.TomogramClean(**SMALL["clean"], rngs=nnx.Rngs(0)), 0.005, nnx.Rngs(1))
     before = adversaries.cleaning_error(rivals, batch)
     kept = train.train(rivals, lambda i: batch, tmp_path / "c", loss=adversaries.cleaning_loss, steps=40, rate=3e-3)
     assert adversaries.cleaning_error(kept, batch) < 0.9 * before

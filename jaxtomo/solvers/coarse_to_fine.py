@@ -32,19 +32,20 @@ def coarser(problem):
     return problem.replace(images=images, weights=weights, pose=pose, shape=shape, mesh=None)
 
 
-def sparse(problem):
-    """`[z, x, y]`, the solution of root TV, its weight by the noise of the images, whatever their likelihood.
+def coarse_to_fine(problem):
+    """`[z, x, y]`, the solution of root TV, whatever the likelihood of the problem.
 
     The coarse solution is soon found, and where it is right, steps of full size are few: better than so many
     steps from nothing, which leave what is faint in the middle of thick matter, in a third of the time.
     """
     problem = problem.replace(likelihood=gaussian())
-    coarse = coarser(problem)
-    start = doubled(_root_tv(coarse, 2 * ROOT, COARSE, 0.2), problem.shape, (0, 1, 2))
-    return _root_tv(problem, ROOT, FINE, 0.1, jnp.maximum(start, 0))
+    coarse = by_noise(coarser(problem), root_tv, 2 * ROOT, COARSE, 0.2)
+    start = doubled(coarse, problem.shape, (0, 1, 2))
+    return by_noise(problem, root_tv, ROOT, FINE, 0.1, jnp.maximum(start, 0))
 
 
-def _root_tv(problem, weight, steps, rate, start=None):
+def by_noise(problem, make, weight: float, steps: int, rate: float, start=None):
+    """`[z, x, y]`, the solution of `root_tv` or `tvq` after so many steps; `weight` is over the noise of the images."""
     noise = jnp.exp(4 * geometry(problem)[-1])
-    solver = root_tv(weight=weight * noise, steps=steps, rate=rate, start=start)
+    solver = make(weight=weight * noise, steps=steps, rate=rate, start=start)
     return solver.read(problem, after(problem, solver.init(problem, None), steps, step=solver.step))[0]

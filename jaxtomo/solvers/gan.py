@@ -17,7 +17,7 @@ from ..priors.density import density, unlikeness
 from ..priors.gan import ANGLES, Weights, grid, told, unmeasured
 from ..priors.score import geometry
 from ..solve import Solver, after
-from .coarse_to_fine import sparse
+from .coarse_to_fine import coarse_to_fine
 from .consistent import Images, agreeing, measured
 from .gaussian import gaussian
 from .sirt import sirt
@@ -68,7 +68,7 @@ def guides(problem, spectrum):
     """`[2, z, x, y]`: the Gaussian solution of a problem and that of root TV, whatever its likelihood."""
     solver, plain = gaussian(spectrum), problem.replace(likelihood=likelihood.gaussian())
     linear = after(plain, solver.init(plain, None), LINEAR, step=solver.step)
-    return jnp.stack([solver.read(plain, linear)[0], sparse(plain)])
+    return jnp.stack([solver.read(plain, linear)[0], coarse_to_fine(plain)])
 
 
 def projected(problem, volume):

@@ -15,7 +15,7 @@ from ..plan import rows_at_once
 from ..priors.density import density, unlikeness
 from ..priors.score import SIGMA_MAX, Score, Weights, geometry, mirrored
 from ..solve import after
-from .coarse_to_fine import ROOT
+from .coarse_to_fine import ROOT, by_noise
 from .consistent import Images, measured
 from .gaussian import gaussian, restarted
 from .root_tv import root_tv
@@ -58,15 +58,13 @@ def guided(problem, spectrum):
     solver, plain = gaussian(spectrum), problem.replace(likelihood=likelihood.gaussian())
     solved = after(plain, solver.init(plain, None), STEPS, step=solver.step)
     shown = geometry(problem)
-    return jnp.stack([solver.read(plain, solved)[0], *sparse(plain, shown, SPARSE[0])]), shown, solved
+    return jnp.stack([solver.read(plain, solved)[0], *sparse(plain, SPARSE[0])]), shown, solved
 
 
-def sparse(problem, geometry, steps: int, starts=(None, None)):
-    """The solutions of root TV and of |∇v|^0.7 as far as some large steps get, their weights by the noise of images."""
-    noise: Any = jnp.exp(4 * geometry[-1])
+def sparse(problem, steps: int, starts=(None, None)):
+    """The solutions of root TV and of |∇v|^0.7 as far as some large steps get."""
     for make, weight, start in zip((root_tv, tvq), (ROOT, POWER), starts, strict=True):
-        solver = make(weight=weight * noise, steps=steps, rate=0.2, start=start)
-        yield solver.read(problem, after(problem, solver.init(problem, None), steps, step=solver.step))[0]
+        yield by_noise(problem, make, weight, steps, 0.2, start)
 
 
 def tell(problem, weights: Weights, moving: bool = False) -> Told:
@@ -93,7 +91,7 @@ def told_again(problem, told: Told) -> Told:
     problem = problem.replace(likelihood=likelihood.gaussian())
     solved = after(problem, restarted(problem, told.solved), AGAIN, step=solver.step)
     score = told.score()
-    edges = sparse(problem, told.geometry, SPARSE[1], score.outward(told.guide[1:], told.density))
+    edges = sparse(problem, SPARSE[1], score.outward(told.guide[1:], told.density))
     guide = score.inward(jnp.stack([solver.read(problem, solved)[0], *edges]), told.density)
     return told._replace(guide=guide, geometry=geometry(problem), solved=solved)
 
