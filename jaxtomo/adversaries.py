@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax import lax
 
@@ -22,19 +23,20 @@ from .priors.gan import Pair, SinogramFill, TomogramClean, Weights, save
 from .priors.nets import PatchCritic
 from .priors.reach import reach
 from .sinograms import Filling, Slabs
-from .train import LOG, train
+from .train import LOG, optimizer, train
 
 CRITICAL = 0.005  # weight of the critic beside that of the error
 MISSING = 3.0  # how much more an angle counts that is not measured
 MASS = 10.0  # weight of the moments that every sinogram has
 LEAST = 1e-4  # squared error that is as good as none
-PATCH = 96, 3  # voxels across and rows that a step sees of a slab; of its sinogram all pixels across
+PATCH = 96  # voxels across that a step sees of a slab; of its sinogram all
+NEIGHBOURS = 3  # rows of a patch: one and those beside it
 VALIDATION = 16  # examples
 
 
 class Rivals(nnx.Module):
     """A network and its critic, of an answer beside what was shown. `critical` is the weight that the critic has in
-    what the network learns."""
+    what the network learns; if it has none, it learns nothing itself."""
 
     def __init__(self, network: nnx.Module, critical: float, rngs: nnx.Rngs):
         self.network, self.critic, self.critical = network, PatchCritic(2, rngs), critical
@@ -52,9 +54,18 @@ def rivalry(rivals: Rivals, answers, truths):
         answered, real = critic(answers), critic(truths)
         return jnp.mean((real - answered.mean() - sign) ** 2) + jnp.mean((answered - real.mean() + sign) ** 2)
 
+    if not rivals.critical:
+        return 0.0
     graph, parameters, rest = nnx.split(rivals.critic, nnx.Param, ...)
     fixed = nnx.merge(graph, lax.stop_gradient(parameters), rest)
     return rivals.critical * lost(fixed, answers, -1) + lost(rivals.critic, lax.stop_gradient(answers), 1)
+
+
+@functools.cache
+def apart(rate: float, steps: int) -> optax.GradientTransformation:
+    """An optimizer for the network and one for its critic: neither's gradients clip the other's."""
+    own = {name: optimizer(rate, steps) for name in ("network", "critic")}
+    return optax.partition(own, lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, tree))
 
 
 def moments(error):
@@ -66,9 +77,15 @@ def moments(error):
     return jnp.mean(error.mean(1) ** 2) + jnp.mean(jnp.einsum("axy,x->ay", error, u / width) ** 2)
 
 
-def misses(error, shown, truth, weight: Any = 1.0):
+def inner(rows):
+    """Those of the rows `[..., y]` of a patch that have both neighbours, for which the networks answer."""
+    return rows[..., 1:-1]
+
+
+def misses(answers, shown, truth, weight: Any = 1.0):
     """Absolute and squared error of a batch, relative to the least that is shown of it `[batch, shown, ...]`, so that
     what is well measured counts as much as what is not."""
+    error = answers - truth
     relative = error / jnp.sqrt(_least(shown, truth)).reshape(-1, *[1] * (error.ndim - 1))
     return jnp.mean(weight * (jnp.abs(relative) + relative**2))
 
@@ -86,28 +103,27 @@ def as_images(answers, beside):
 
 def filling_loss(rivals: Rivals, batch: Filling, key):
     """Error of filled sinograms, unmeasured angles heavier, and of their moments; and rivalry."""
-    answers = jax.vmap(rivals.network)(batch.seen, batch.known)
-    error = answers - batch.sinogram
+    answers, seen, truth = jax.vmap(rivals.network)(batch.seen, batch.known), inner(batch.seen), inner(batch.sinogram)
     weight = 1 + MISSING * (batch.far > 1)[:, :, None, None]
-    loss = misses(error, batch.seen, batch.sinogram, weight) + MASS * jnp.mean(jax.vmap(moments)(error))
-    return loss + rivalry(rivals, as_images(answers, batch.seen[:, 1]), as_images(batch.sinogram, batch.seen[:, 1]))
+    loss = misses(answers, seen, truth, weight) + MASS * jnp.mean(jax.vmap(moments)(answers - truth))
+    return loss + rivalry(rivals, as_images(answers, seen[:, 1]), as_images(truth, seen[:, 1]))
 
 
 def cleaning_loss(rivals: Rivals, batch: Example, key):
     """Error of cleaned volumes, and rivalry."""
-    answers = jax.vmap(rivals.network)(batch.guide, batch.geometry)
-    loss = misses(answers - batch.truth, batch.guide, batch.truth)
-    return loss + rivalry(rivals, as_images(answers, batch.guide[:, 2]), as_images(batch.truth, batch.guide[:, 2]))
+    answers, seen, truth = jax.vmap(rivals.network)(batch.guide, batch.geometry), inner(batch.guide), inner(batch.truth)
+    loss = misses(answers, seen, truth)
+    return loss + rivalry(rivals, as_images(answers, seen[:, 2]), as_images(truth, seen[:, 2]))
 
 
 def filling_error(rivals: Rivals, batch: Filling):
     """Squared error over that of the better of what was shown: below 1 of a network that is worth something."""
-    return _over(jax.vmap(rivals.network)(batch.seen, batch.known), batch.seen, batch.sinogram)
+    return _over(jax.vmap(rivals.network)(batch.seen, batch.known), inner(batch.seen), inner(batch.sinogram))
 
 
 def cleaning_error(rivals: Rivals, batch: Example):
     """The same for volumes."""
-    return _over(jax.vmap(rivals.network)(batch.guide, batch.geometry), batch.guide, batch.truth)
+    return _over(jax.vmap(rivals.network)(batch.guide, batch.geometry), inner(batch.guide), inner(batch.truth))
 
 
 def _over(answers, shown, truth):
@@ -123,7 +139,7 @@ def train_gan(
     critical: float = CRITICAL,
     side: int = 128,
     rows: int = 8,
-    batch: int = 2,
+    batch: int = 4,
     steps: int = 3000,
     rate: float = 1e-3,
     seed: int = 0,
@@ -145,6 +161,8 @@ def train_gan(
         card: what else the weights' card should say.
     """
     folder = Path(folder)
+    if not resume:
+        shutil.rmtree(folder / "slabs", ignore_errors=True)  # of other volumes, for all one knows
     slabs = Slabs(Library.of(volumes, side, rows), folder / "slabs")
     shared = {"steps": steps, "rate": rate, "seed": seed, "say": say}
 
@@ -157,6 +175,7 @@ def train_gan(
             Batches(example, batch, patch, seed),
             place,
             loss=loss,
+            optimizer=apart,
             checks={"held out": (error, validation)},
             resume=resume and place.exists(),
             **shared,
@@ -168,19 +187,19 @@ def train_gan(
         return rivals.network, validation, lines[-1]
 
     network = SinogramFill(**(fill or {}), rngs=nnx.Rngs(seed))
-    filling, kept, filled = taught(
-        "fill", network, slabs.filling, filling_loss, filling_error, (side, min(rows, PATCH[1]))
-    )
+    patch = (side, NEIGHBOURS)
+    filling, kept, filled = taught("fill", network, slabs.filling, filling_loss, filling_error, patch)
     answers = np.asarray(_answers(*nnx.split(filling), kept.seen, kept.known))
-    shown = {"truth": kept.sinogram, "root TV": kept.seen[:, 1], "filled": answers}
+    shown = {"truth": inner(kept.sinogram), "root TV": inner(kept.seen[:, 1]), "filled": answers}
     _pictured(folder / "fill" / "examples.png", shown)
 
     network = TomogramClean(**(clean or {}), rngs=nnx.Rngs(seed))
     example = functools.partial(slabs.cleaning, filling)
-    patch = (min(side, PATCH[0]), min(side, PATCH[0]), min(rows, PATCH[1]))
+    patch = (min(side, PATCH), min(side, PATCH), NEIGHBOURS)
     cleaning, kept, cleaned = taught("clean", network, example, cleaning_loss, cleaning_error, patch)
     answers = np.asarray(_answers(*nnx.split(cleaning), kept.guide, kept.geometry))
-    shown = {"truth": kept.truth, "of the filled": kept.guide[:, 0], "root TV": kept.guide[:, 2], "cleaned": answers}
+    truth, guide = inner(kept.truth), inner(kept.guide)
+    shown = {"truth": truth, "of the filled": guide[:, 0], "root TV": guide[:, 2], "cleaned": answers}
     _pictured(folder / "clean" / "examples.png", shown)
 
     known = [slabs((seed, 0, i)) for i in range(POOL)]
@@ -190,7 +209,7 @@ def train_gan(
         "steps": steps,
         "filling": filled,
         "cleaning": cleaned,
-        "error": float(np.mean((answers - kept.truth) ** 2)),
+        "error": float(np.mean((answers - truth) ** 2)),
         "reach": reach(geometries),
     }
     pair = Pair(filling.shape, cleaning.shape, nnx.Rngs(0))

@@ -22,7 +22,7 @@ from .priors.gan import SinogramFill, grid, told
 from .priors.score import geometry
 from .series import TiltSeries
 from .simulate import Microscope, average, expose
-from .solvers.gan import STEPS, extended, guides, projections
+from .solvers.gan import STEPS, extended, guides, projections, slice_by_slice
 from .solvers.sirt import sirt
 
 COUNTS = (32, 64, 128)  # tilts of a simulated series: where fewer are drawn, some are there twice, with no weight
@@ -139,7 +139,8 @@ class Slabs:
 @jax.jit
 def _volume(problem, slab: Slab, fill):
     scale = jnp.sqrt(jnp.mean(slab.seen[1] ** 2)) + 1e-20
-    sinogram = scale * nnx.merge(*fill)(slab.seen / scale, told(slab.far, slab.geometry))
+    network, known = nnx.merge(*fill), told(slab.far, slab.geometry)
+    sinogram = scale * slice_by_slice(lambda part: network(part, known), slab.seen / scale)
     whole, solver = extended(problem, sinogram, slab.far), sirt()
     state = lax.fori_loop(0, STEPS, lambda _, s: solver.step(whole, s, None)[0], solver.init(whole, None))
     return solver.read(whole, state)[0]

@@ -67,6 +67,7 @@ def train(
     steps: int,
     rate: float = 1.5e-3,
     checks: Mapping[str, tuple[Callable, Any]] | None = None,
+    optimizer: Callable[[float, int], optax.GradientTransformation] = optimizer,
     seed: int = 0,
     resume: bool = False,
     every: float = 120.0,
@@ -82,6 +83,7 @@ def train(
         module: with the parameters to begin with.
         batches: batch i, a tree of arrays whose leading axis all devices share if their number divides it.
         folder: of the training. Raises InputError if there is one in it, without `resume`.
+        optimizer: of a rate and a number of steps; the same one for the same two.
         checks: what else is logged, of the averaged weights: by name `(function, data)`, `function(module, data)`.
     """
     import orbax.checkpoint as ocp

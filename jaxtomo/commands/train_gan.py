@@ -27,7 +27,7 @@ class TrainGan(Training):
     """Voxels across of the slabs that are simulated."""
     rows: Annotated[int, arg(metavar="N")] = 8
     """Voxels along the tilt axis of a slab."""
-    batch: Annotated[int, arg(metavar="N")] = 2
+    batch: Annotated[int, arg(metavar="N")] = 4
     """Patches in a step; they are shared by all devices if these divide them."""
     steps: Annotated[int, arg(metavar="N")] = 3000
     """Of each of the two trainings."""
@@ -36,12 +36,13 @@ class TrainGan(Training):
 
 
 def run(settings: TrainGan, console: Console) -> Outcome:
-    refuse_below_one(settings, "side", "rows", "batch", "steps")
+    refuse_below_one(settings, "batch", "steps")
     refuse_rate(settings.rate)
     if not 0 <= settings.critical < 100:
         raise InputError(f"--critical {settings.critical:g}: give 0 or a number below 100.")
-    if settings.side < 16:
-        raise InputError(f"--side {settings.side}: give 16 or more.")
+    for name, least in (("side", 16), ("rows", 3)):
+        if getattr(settings, name) < least:
+            raise InputError(f"--{name} {getattr(settings, name)}: give {least} or more.")
     names = ("critical", "side", "rows", "batch", "steps", "rate")
     asked = {name: getattr(settings, name) for name in names}
 

@@ -2,7 +2,7 @@
 
 Both see what images make of a volume without a network, the Gaussian solution and that of root TV, and learn what is
 wrong with these: the first in their projections over half a turn, the second in their slices. Neighbouring slices are
-further channels. [Ding et al. 2019 for the pair]
+further channels: both answer for the rows that have them on both sides. [Ding et al. 2019 for the pair]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from ..spectrum import Spectrum
-from .nets import Around, ResidualDense, UNet, beside
+from .nets import Around, ResidualDense, UNet, between
 from .score import GEOMETRY
 from .stored import known_as, read, write
 
@@ -61,18 +61,19 @@ class SinogramFill(nnx.Module):
         self.enter = Around(3 * GUIDES, channels, rngs)
         self.told = nnx.Linear(TOLD, channels, rngs=rngs)
         self.blocks = nnx.List([ResidualDense(channels, growth, rngs) for _ in range(blocks)])
-        self.between = Around(channels, channels, rngs)
+        self.last = Around(channels, channels, rngs)
         self.out = Around(channels, 2, rngs, scale=0)
         self.shape = {"channels": channels, "growth": growth, "blocks": blocks}
 
     def __call__(self, seen, told):
-        """`[angle, x, y]` from `seen [2, angle, x, y]` and `told [angle, 10]`."""
-        features = self.enter(beside(seen.transpose(3, 1, 2, 0)))
+        """`[angle, x, y - 2]` from `seen [2, angle, x, y]` and `told [angle, 10]`."""
+        features = self.enter(between(seen.transpose(3, 1, 2, 0)))
         features = nnx.leaky_relu(features + self.told(told)[:, None], 0.2)
         inside = features
         for block in self.blocks:
             inside = block(inside)
-        made = self.out(nnx.leaky_relu(self.between(inside + features), 0.2)).transpose(3, 1, 2, 0)
+        made = self.out(nnx.leaky_relu(self.last(inside + features), 0.2)).transpose(3, 1, 2, 0)
+        seen = seen[..., 1:-1]
         return seen[0] + (0.5 + made[0]) * (seen[1] - seen[0]) + made[1]
 
 
@@ -92,10 +93,11 @@ class TomogramClean(nnx.Module):
         self.shape = {"channels": tuple(channels)}
 
     def __call__(self, seen, geometry):
-        """`[z, x, y]` from `seen [3, z, x, y]` and a geometry `[5]`."""
-        slices = seen.transpose(3, 1, 2, 0)
+        """`[z, x, y - 2]` from `seen [3, z, x, y]` and a geometry `[5]`."""
+        slices = between(seen.transpose(3, 1, 2, 0))
         every = jnp.broadcast_to(geometry, (*slices.shape[:3], GEOMETRY))
-        made = self.network(jnp.concatenate([beside(slices), every], -1)).transpose(3, 1, 2, 0)
+        made = self.network(jnp.concatenate([slices, every], -1)).transpose(3, 1, 2, 0)
+        seen = seen[..., 1:-1]
         return seen[0] + jnp.sum(made[:GUIDES] * (seen[1:] - seen[0]), 0) + made[GUIDES]
 
 

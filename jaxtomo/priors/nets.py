@@ -17,10 +17,12 @@ from jax import lax
 
 def beside(features):
     """`features` with those of the slices before and behind as further channels; zeros beyond the ends."""
-    edge = jnp.zeros_like(features[:1])
-    return jnp.concatenate(
-        [jnp.concatenate([edge, features[:-1]]), features, jnp.concatenate([features[1:], edge])], axis=-1
-    )
+    return between(jnp.pad(features, [(1, 1)] + [(0, 0)] * (features.ndim - 1)))
+
+
+def between(features):
+    """`features` of the slices that have both neighbours, with those of these as further channels."""
+    return jnp.concatenate([features[:-2], features[1:-1], features[2:]], axis=-1)
 
 
 def halved(features, axes: Sequence[int]):
