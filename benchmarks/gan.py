@@ -95,26 +95,28 @@ METHODS: dict[str, Callable[[jt.Problem, np.ndarray], float]] = {
 
 def runs(case: Case, options) -> Iterator[tuple[str, Callable[[], dict]]]:
     """What is run on a case, by name."""
-    problem, truth = posed(case)
+
+    def plain(name: str) -> dict:
+        return {"snr": METHODS[name](*posed(case))}
 
     def filled(weights: Weights, name: str) -> dict:
+        problem, truth = posed(case)
         return {"snr": METHODS[name](fill(problem, weights), truth)}
 
     def joint(weights: Weights) -> dict:
-        began = time.perf_counter()
+        problem, truth = posed(case)
         volume = run(problem, solvers.gan(weights))
-        seconds = time.perf_counter() - began
         images = measured(problem)
         predicted = problem.project(jnp.asarray(volume.swapaxes(1, 2)))
         return {
             "snr": snr(volume, truth),
             "chi": float(chi_square(problem, images, predicted)),
             "between": float(np.diff(volume, axis=1).std() / np.diff(truth, axis=1).std()),
-            "seconds": seconds,
         }
 
     def parts(weights: Weights) -> dict:
         """Without the one or the other network, no agreement at the end."""
+        problem, truth = posed(case)
         whole = fill(problem, weights)
         of_filled, of_measured = (run(p, jt.sirt(), 20).swapaxes(1, 2) for p in (whole, problem))
         told = show(problem, weights)
@@ -123,8 +125,8 @@ def runs(case: Case, options) -> Iterator[tuple[str, Callable[[], dict]]]:
         volumes = {"snr": both, "filled": of_filled.swapaxes(1, 2), "cleaned": one, "shown": guide}
         return {name: snr(volume, truth) for name, volume in volumes.items()}
 
-    for name, method in METHODS.items():
-        yield name, functools.partial(lambda method: {"snr": method(problem, truth)}, method)
+    for name in METHODS:
+        yield name, functools.partial(plain, name)
     for name in METHODS:
         yield f"filled, {name}", functools.partial(filled, trained(options.weights), name)
     yield "gan", functools.partial(joint, trained(options.weights))

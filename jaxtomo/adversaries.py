@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from flax import nnx
 from jax import lax
 
 from . import plot
-from .exposures import POOL, Batches, Example, Library
+from .exposures import NOTHING_KEPT, POOL, Batches, Example, Library
 from .priors.density import learned
 from .priors.gan import Pair, SinogramFill, TomogramClean, Weights, save
 from .priors.nets import PatchCritic
 from .priors.reach import reach
+from .priors.stored import renewed
 from .sinograms import Filling, Slabs
 from .train import LOG, optimizer, train
 
@@ -64,7 +65,7 @@ def rivalry(rivals: Rivals, answers, truths):
 @functools.cache
 def apart(rate: float, steps: int) -> optax.GradientTransformation:
     """An optimizer for the network and one for its critic: neither's gradients clip the other's."""
-    own = {name: optimizer(rate, steps) for name in ("network", "critic")}
+    own: dict[Hashable, optax.GradientTransformation] = {name: optimizer(rate, steps) for name in ("network", "critic")}
     return optax.partition(own, lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, tree))
 
 
@@ -164,6 +165,8 @@ def train_gan(
     if not resume:
         shutil.rmtree(folder / "slabs", ignore_errors=True)  # of other volumes, for all one knows
     slabs = Slabs(Library.of(volumes, side, rows), folder / "slabs")
+    if not slabs.library.keeps_any:
+        say(NOTHING_KEPT)
     shared = {"steps": steps, "rate": rate, "seed": seed, "say": say}
 
     def taught(name, network, example, loss, error, patch):
@@ -216,11 +219,8 @@ def train_gan(
     pair.fill, pair.clean = filling, cleaning
     facts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(pair, nnx.Param)))
     table = learned([s.truth for s in known], [s.guide[0] for s in known], geometries)
-    new = folder / "weights.new"
-    shutil.rmtree(new, ignore_errors=True)
-    save(new, Weights(pair, slabs.library.spectrum, table, facts))
-    shutil.rmtree(folder / "weights", ignore_errors=True)
-    new.rename(folder / "weights")
+    with renewed(folder / "weights") as new:
+        save(new, Weights(pair, slabs.library.spectrum, table, facts))
     return facts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import numpy as np
 from flax import nnx
 
 from . import plot
-from .exposures import Batches, Library
+from .exposures import NOTHING_KEPT, Batches, Library
 from .priors.density import learned
 from .priors.reach import reach
 from .priors.score import SIGMA_DATA, SIGMA_MAX, Score, Weights, save
+from .priors.stored import renewed
 from .train import LOG, train
 
 MEAN, SPREAD = -1.2, 1.2  # of ln σ in training [Karras et al. 2022]
@@ -89,8 +89,8 @@ def train_score(
     folder = Path(folder)
     library = Library.of(volumes, side)
     batches = Batches(library.example, batch, patch, seed)
-    if len(volumes) == 1 and not library.keeps_corner:
-        say("one volume without room for a corner to keep: what is said of validation is of what is learned")
+    if not library.keeps_any:
+        say(NOTHING_KEPT)
     say("simulating the first examples")
     batches(0)
     first = [*batches.pool.values()]
@@ -118,11 +118,8 @@ def train_score(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(score, nnx.Param)))
     known = reach([example.geometry for example in first])
     facts = {**(card or {}), **lines[-1], "parameters": parameters, "reach": known}
-    new = folder / "weights.new"
-    shutil.rmtree(new, ignore_errors=True)
-    save(new, Weights(score, library.spectrum, table, facts))
-    shutil.rmtree(folder / "weights", ignore_errors=True)
-    new.rename(folder / "weights")
+    with renewed(folder / "weights") as new:
+        save(new, Weights(score, library.spectrum, table, facts))
     step = np.array([line["step"] for line in lines])
     curves = {name: np.array([line[name] for line in lines]) for name in ("loss", "alone", "guided")}
     plot.lines([("loss", step, curves)], "step", log=True, height=3).savefig(folder / "loss.png")

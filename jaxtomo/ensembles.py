@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,9 @@ def _common(solver: Solver, members: int):
         return {"members": stacked, "weights": weights, "turn": jnp.asarray(0)}
 
     def volumes(problem, state):
-        return jax.lax.map(lambda one: solver.read(problem, one), state["members"])
+        # No loop of XLA's: a solver may ask a network for its volume, see `solve.run_steps`.
+        each = [jax.tree.map(operator.itemgetter(i), state["members"]) for i in range(members)]
+        return jax.tree.map(lambda *all: jnp.stack(all), *(solver.read(problem, one) for one in each))
 
     def read(problem, state):
         volume, pose = volumes(problem, state)

@@ -21,6 +21,8 @@ from .spectrum import Spectrum, spectrum_of
 TILTS = 61  # of every simulated series: where fewer are drawn, some are there twice, with no weight
 CORNER = 64  # voxels a side that large volumes keep for validation
 POOL = 96  # examples that batches are drawn from
+LEAST, TRIES = 1e-3, 1000  # share of an example that is not nothing; places that are tried for one
+NOTHING_KEPT = "one volume without room for a corner to keep: what is said of validation is of what is learned"
 RENEWED = 24  # batches after which the oldest of them is replaced
 
 
@@ -93,6 +95,11 @@ class Library:
         room = all(min(volume.shape) >= 2 * CORNER + 2 * self.side for volume in self.volumes)
         return room and self.side <= CORNER
 
+    @property
+    def keeps_any(self) -> bool:
+        """Whether anything is kept for validation."""
+        return self.keeps_corner or len(self.volumes) > 1
+
     def shown(self, validation: bool) -> Sequence[np.ndarray]:
         """Of volumes without a corner to keep, those to learn from or those kept."""
         kept = range(19, len(self.volumes), 20) or range(max(1, len(self.volumes) - 1), len(self.volumes))
@@ -101,8 +108,15 @@ class Library:
         return [volume for i, volume in enumerate(self.volumes) if (i in kept) == validation]
 
     def cut(self, rng: np.random.Generator, validation: bool = False) -> np.ndarray:
-        """`[2 side, 2 rows, 2 side]` float32 of one of the volumes, at a random place, turned by a random symmetry of
-        the cube (of those that fit)."""
+        """`[2 side, 2 rows, 2 side]` float32 of one of the volumes, at a random place that is not empty, turned by a
+        random symmetry of the cube (of those that fit). Raises InputError where there is no such place."""
+        for _ in range(TRIES):
+            part = self._anywhere(rng, validation)
+            if np.count_nonzero(part) >= LEAST * part.size:
+                return part.astype(np.float32)
+        raise InputError(f"{TRIES} examples drawn from the volumes were all but empty. Crop these to what is in them.")
+
+    def _anywhere(self, rng: np.random.Generator, validation: bool) -> np.ndarray:
         box = 2 * np.array([self.side, self.rows or self.side, self.side])
         which = self.volumes if self.keeps_corner else self.shown(validation)
         volume = which[int(rng.integers(len(which)))]
@@ -115,7 +129,7 @@ class Library:
             into = all(s + b > n - 2 * CORNER for s, n, b in zip(start, volume.shape, box, strict=True))
             if validation or not self.keeps_corner or not into:
                 break
-        part = volume[tuple(slice(s, s + b) for s, b in zip(start, box, strict=True))].astype(np.float32)
+        part = volume[tuple(slice(s, s + b) for s, b in zip(start, box, strict=True))]
         return part[tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))]
 
     def example(self, seed: Sequence[int], validation: bool = False) -> Example:

@@ -24,6 +24,7 @@ class Need(NamedTuple):
         padding: voxels added on each side of the volume it works on.
         code: bytes of its compiled code, and of what compiling leaves behind, beside those of `PROGRAM`.
         network: memory, in units of what a network sees at once; see `rows_at_once`.
+        angles: images that it makes beside the measured ones.
     """
 
     volumes: float
@@ -33,6 +34,7 @@ class Need(NamedTuple):
     padding: int = 0
     code: int = 0
     network: float = 0
+    angles: int = 0
 
 
 NEEDS = {
@@ -48,7 +50,7 @@ NEEDS = {
     "inr": Need(15, 4, 2, 400, code=200_000_000),
     "diffusion": Need(6, 5, 22, 1500, code=300_000_000, network=170),
     "adapt": Need(600, 5, 2, 2000, code=300_000_000),
-    "gan": Need(43, 5, 28, 600, code=300_000_000, network=130),
+    "gan": Need(43, 6, 28, 600, code=300_000_000, network=130, angles=128),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
 TRIED_BY = {"dip-tv": "root-tv", "inr": "root-tv"}
@@ -170,11 +172,12 @@ class Plan:
     def solver_bytes(self) -> int:
         """Peak of the solver, on each device that computes; devices of a CPU share one memory."""
         rows = -(-self.slab_rows // (self.hosts if self.device == "cpu" else self.devices))
-        need, further = NEEDS[self.method], (self.members - 1) * self._needed(MEMBER, rows)
-        members = self.members if self.method in TOGETHER else 1
-        seen = members * rows_at_once(self.thickness, self.width, rows, members)
-        network = int(4 * need.network * self.thickness * self.width * seen)
-        return self._needed(need, rows) + further + network + TABLE * self.tilts * self.width
+        need = NEEDS[self.method]
+        further = (self.members - 1) * self._needed(MEMBER._replace(angles=need.angles), rows)
+        members, depth = self.members if self.method in TOGETHER else 1, max(self.thickness, need.angles)
+        seen = members * rows_at_once(depth, self.width, rows, members)
+        network = int(4 * need.network * depth * self.width * seen)
+        return self._needed(need, rows) + further + network + TABLE * (self.tilts + need.angles) * self.width
 
     @property
     def host_bytes(self) -> int:
@@ -185,7 +188,7 @@ class Plan:
     def _needed(self, need: Need, rows: int) -> int:
         """Bytes of so many volumes and stacks of `rows` rows."""
         padded = (self.thickness + 2 * need.padding) * (self.width + 2 * need.padding) * (rows + 2 * need.padding)
-        return int(4 * (need.volumes * padded + need.stacks * self.tilts * self.width * rows))
+        return int(4 * (need.volumes * padded + need.stacks * (self.tilts + need.angles) * self.width * rows))
 
     @property
     def _preparing_bytes(self) -> int:

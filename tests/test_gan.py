@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import ndimage
 from untrained import pair, weights
 
 import jaxtomo as jt
@@ -230,6 +231,18 @@ def test_coarser_images_are_those_of_coarser_volumes():
     fine = problem.replace(images=problem.project(volume))
     coarse = coarse_to_fine.coarser(fine)
     np.testing.assert_allclose(coarse.images, coarse.project(volume[::2, ::2, ::2]), atol=1e-4)
+
+
+@pytest.mark.parametrize("odd", [(0, 1), (1, 0), (1, 1)])
+def test_coarser_grids_of_odd_sizes_turn_about_the_same_middle(odd):
+    whole = np.zeros((24, 24, 4), np.float32)
+    whole[6:16, 4:18] = ndimage.gaussian_filter(np.random.default_rng(0).random((10, 14, 4)), 1)
+    problem, _ = posed([-60.0, -20, 0, 50], 12, 2)
+    volume = whole[: 24 - odd[0], : 24 - odd[1]]
+    problem = problem.replace(shape=volume.shape, images=jnp.zeros((4, volume.shape[1], 4)))
+    coarse = coarse_to_fine.coarser(problem.replace(images=problem.project(volume)))
+    seen = coarse.project(whole.reshape(12, 2, 12, 2, 2, 2).mean((1, 3, 5)))
+    assert jnp.linalg.norm(seen - coarse.images) < 0.01 * jnp.linalg.norm(coarse.images)
 
 
 def test_weights_are_kept_and_read(tmp_path):

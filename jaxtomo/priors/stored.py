@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def write(folder: str | Path, network: nnx.Module, spectrum: Spectrum, table, ca
     card = {**card, "spectrum": known, "density": np.round(np.asarray(table, float), 6).tolist()}
     (beside / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     beside.rename(folder)
+
+
+@contextlib.contextmanager
+def renewed(folder: Path) -> Iterator[Path]:
+    """A new folder beside it to write to, that takes its place at the end of the block."""
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    yield new
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
 
 
 def read(

@@ -28,6 +28,12 @@ def coarser(problem):
     pose = problem.pose
     if pose.shift is not None:
         pose = pose.replace(shift=pose.shift / 2)
+    depth, width = (n % 2 / 4 for n in problem.shape[:2])
+    if depth or width:
+        # What is added to odd numbers moves the middle that the specimen turns about.
+        moved = depth * jnp.sin(pose.tilt) + width * (jnp.cos(pose.tilt) - 1)
+        moved = jnp.stack([moved, jnp.zeros_like(moved)], 1)
+        pose = pose.replace(shift=moved if pose.shift is None else pose.shift + moved)
     shape = tuple((n + 1) // 2 for n in problem.shape)
     return problem.replace(images=images, weights=weights, pose=pose, shape=shape, mesh=None)
 
