@@ -34,6 +34,7 @@ COMMANDS = {
     "train score": Command("train_score", "TrainScore", "teach the prior of --method diffusion from volumes"),
     "train gan": Command("train_gan", "TrainGan", "teach the networks of --method gan from volumes"),
     "compare": Command("compare", "Compare", "how far two volumes agree: PSNR, SSIM, RMSE, FSC"),
+    "quantify": Command("quantify", "Quantify", "count and measure the particles or the pores of a volume"),
     "report": Command("report", "Report", "write the report of a finished run again"),
 }
 

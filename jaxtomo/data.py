@@ -233,7 +233,7 @@ class Reconstruction:
         metrics: quality numbers by name; curves are arrays. See `jaxtomo.validate.cross_check`.
         settings: solver, parameters, steps, key, versions, device, timings: plain JSON values.
         message: why the run stopped, and what to do if that was not wanted.
-        spread: `[z, y, x]` float32, the standard deviation of every voxel, where an ensemble was reconstructed.
+        samples: `[sample, z, y, x]` float32, of an ensemble or of a posterior; None if there is the one volume only.
     """
 
     volume: np.ndarray
@@ -243,7 +243,12 @@ class Reconstruction:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     message: str = ""
-    spread: np.ndarray | None = None
+    samples: np.ndarray | None = None
+
+    @property
+    def spread(self) -> np.ndarray | None:
+        """`[z, y, x]`, the standard deviation of every voxel over two samples or more."""
+        return None if self.samples is None or len(self.samples) < 2 else self.samples.std(0, ddof=1)
 
     @property
     def voxel_nm(self) -> float | None:

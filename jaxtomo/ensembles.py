@@ -14,7 +14,7 @@ from .solve import Solver
 
 
 def ensemble(solver: Solver, members: int = 8) -> Solver:
-    """`solver` as many times at once, vmapped: the volume is the mean, `spread` the standard deviation.
+    """`solver` as many times at once, vmapped: the volume is the mean of the `samples`.
 
     Every member has its own random numbers (initial network, input noise, pixels held out) and its own weights of the
     pixels, which are those of the problem times independent draws from Exp(1): the weighted likelihood bootstrap, which
@@ -32,8 +32,8 @@ def ensemble(solver: Solver, members: int = 8) -> Solver:
         new, info = jax.vmap(one)(state["weights"], state["members"], jax.random.split(key, members))
         return {**state, "members": new}, jax.tree.map(jnp.mean, _comparable(info))
 
-    init, read, spread = _common(solver, members)
-    return Solver(init, step, read, settings, solver.steps, spread, solver.channels)
+    init, read, samples = _common(solver, members)
+    return Solver(init, step, read, settings, solver.steps, samples, solver.channels)
 
 
 def in_turn(solver: Solver, members: int = 8) -> Solver:
@@ -48,8 +48,8 @@ def in_turn(solver: Solver, members: int = 8) -> Solver:
         changed = jax.tree.map(lambda all, one: all.at[now].set(one), state["members"], new)
         return {**state, "members": changed, "turn": state["turn"] + 1}, _comparable(info)
 
-    init, read, spread = _common(solver, members)
-    return Solver(init, step, read, settings, members * solver.steps, spread, solver.channels)
+    init, read, samples = _common(solver, members)
+    return Solver(init, step, read, settings, members * solver.steps, samples, solver.channels)
 
 
 def _checked(solver: Solver, members: int) -> int:
@@ -83,7 +83,7 @@ def _common(solver: Solver, members: int):
         volume, pose = volumes(problem, state)
         return volume.mean(0), jax.tree.map(lambda a: a.mean(0), pose)
 
-    def spread(problem, state):
-        return volumes(problem, state)[0].std(0, ddof=1)
+    def samples(problem, state):
+        return volumes(problem, state)[0]
 
-    return init, read, spread
+    return init, read, samples

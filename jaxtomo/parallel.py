@@ -93,9 +93,11 @@ def split(problem: Problem, solver: Solver, mesh: Mesh, height: int | None = Non
     split_solver = solver._replace(
         init=init, step=_split_step(solver.step), read=lambda problem, state: _fetched(problem, *read(problem, state))
     )
-    if solver.spread is not None:
-        whole = jax.jit(lambda problem, state: _read(solver._replace(read=_spread_of(solver)), problem, state))
-        split_solver = split_solver._replace(spread=lambda problem, state: _fetched(problem, *whole(problem, state))[0])
+    if solver.samples is not None:
+        drawn = jax.jit(lambda problem, state: _read(solver._replace(read=_samples_of(solver)), problem, state))
+        split_solver = split_solver._replace(
+            samples=lambda problem, state: _fetched(problem, *drawn(problem, state))[0]
+        )
     return placed, split_solver
 
 
@@ -213,14 +215,20 @@ def _split_step(step):
     return split_step
 
 
-def _spread_of(solver):
-    return lambda problem, state: (solver.spread(problem, state), problem.pose)
+def _samples_of(solver):
+    return lambda problem, state: (solver.samples(problem, state), problem.pose)
 
 
 def _read(solver, problem, split):
     volume, pose = solver.read(unpadded(problem), _unpacked(split, _mesh_of(problem)))
-    mesh = _mesh_of(problem)
-    return lax.with_sharding_constraint(padded(volume, mesh.size, 2), rows(mesh)), pose
+    return _laid(volume, _mesh_of(problem)), pose
+
+
+def _laid(volume, mesh: Mesh):
+    """A volume, or several, as `rows` has it."""
+    if volume.ndim > 3:
+        return jax.vmap(lambda one: _laid(one, mesh))(volume)
+    return lax.with_sharding_constraint(padded(volume, mesh.size, 2), rows(mesh))
 
 
 def _fetched(problem, volume, pose):

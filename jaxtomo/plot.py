@@ -183,6 +183,30 @@ def fsc(frequency, curve, voxel_nm: float | None = None, thresholds=(0.5, 0.143)
     return figure
 
 
+def bodies(volume, labels, diameters, unit: str) -> Figure:
+    """The plane across the tilt axis with most of `labels` `[z, y, x]` outlined in it, and how many bodies have which
+    diameter."""
+    at = int(np.argmax((labels > 0).sum((0, 2))))
+    image, marked = volume[:, at], labels[:, at] > 0
+    tall = 3.2
+    figure = _blank(WIDE, tall)
+    axes = figure.add_axes((0.35 / WIDE, 0.45 / tall, 0.42, 1 - 0.75 / tall))
+    low, high = window(image)
+    axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="none")
+    if marked.any() and not marked.all():
+        axes.contour(marked, [0.5], colors=ORANGE, linewidths=0.8)
+    _style(axes, title=f"xz at y = {at}", xlabel="x →", ylabel="z, beam →", frame=False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes = figure.add_axes((0.56, 0.5 / tall, 0.42, 1 - 0.8 / tall))
+    known = np.asarray(diameters)
+    if known.size:
+        count = int(np.clip(2 * np.sqrt(known.size), 5, 30))
+        axes.hist(known, count, color=BLUE, edgecolor="white", linewidth=0.5)
+    _style(axes, title=f"{known.size} bodies", xlabel=f"diameter, {unit}", ylabel="how many")
+    return figure
+
+
 def to_svg(figure: Figure, label: str) -> str:
     """`figure` as an SVG element to stand inside HTML: no external reference, text as text, the colours of `THEME`
     as CSS variables (`--ink` and so on), `label` for those who cannot see it."""

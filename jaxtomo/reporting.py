@@ -13,13 +13,16 @@ from . import findings, plot, viewer
 from .data import Reconstruction
 from .findings import Fit, Number
 from .io.atomic import replacing
+from .quantify import Measured
 from .viewer import escape
 
+LISTED = 12  # bodies, of all that were measured
 PICTURE = 640  # voxels: a longer slice is binned before it is put into the page
 
 
-def report(path, result: Reconstruction) -> Path:
+def report(path, result: Reconstruction, measured: Measured | None = None) -> Path:
     """Write what `result` holds, and what to think of it, to `path` as one HTML file of a few MB; returns the path.
+    `measured` bodies, see `jaxtomo.quantify`, get a section of their own.
 
     The volume is projected once to be compared with the images it came from. Whatever is missing (metrics, the tilt
     series, shifts, a history) leaves its section out or says so. The file appears whole or not at all.
@@ -33,6 +36,7 @@ def report(path, result: Reconstruction) -> Path:
         _alignment(result),
         _convergence(result),
         _quality(result),
+        *([_bodies(measured)] if measured is not None else []),
         _provenance(result),
         _settings(result),
     ]
@@ -274,6 +278,29 @@ def _quality(result: Reconstruction) -> Section:
     if not left and not right:
         return "quality", "Quality numbers", "<p>No quality numbers were computed for this run.</p>"
     return "quality", "Quality numbers", f'<div class="two">{left}<div>{right}</div></div>' if left else right
+
+
+def _bodies(measured: Measured) -> Section:
+    kind, bodies, ends = measured
+    volume, table = bodies.volume, bodies.table
+    drawn = _figure(
+        plot.bodies(volume, bodies.labels, table["diameter"], bodies.unit),
+        f"The {kind} that were found, and their sizes",
+        f"Left: a plane with the {kind} outlined, what is {'brighter' if bodies.sign > 0 else 'darker'} than "
+        f"{bodies.threshold:.4g}. Right: diameters of balls of the same volume. A missing wedge makes bodies longer "
+        "along the beam: an elongation above 1 where none is expected is that.",
+    )
+
+    def said(name: str, index: int, value: float) -> str:
+        low, high = (end[index] for end in ends[name]) if name in ends else (np.nan, np.nan)
+        return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if np.isfinite(low) else "")
+
+    rows = [(name.replace("_", " "), said(name, 0, value)) for name, value in bodies.summary.items()]
+    left = _table(rows, ("", "90 % intervals, from samples" if ends else ""))
+    names = ("volume", "diameter", "aspect", "elongation", "neighbour")
+    largest = range(min(LISTED, table["label"].size))
+    lines = [(f"{i + 1}", *(said(name, i, table[name][i]) for name in names)) for i in largest]
+    return kind, kind.capitalize(), f"{drawn}{left}{_table(lines, ('largest', *names))}"
 
 
 def _provenance(result: Reconstruction) -> Section:

@@ -34,7 +34,7 @@ class Solver(NamedTuple):
         read: `(problem, state) -> (volume [z, x, y], pose)`.
         settings: the method's name and parameters, for the record.
         steps: how many are usually enough.
-        spread: `(problem, state) -> [z, x, y]`, the standard deviation of every voxel, of a solver that knows it.
+        samples: `(problem, state) -> [sample, z, x, y]`, volumes that explain the images, of a solver that has several.
         channels: whether it reconstructs several channels together.
 
     Parameters belong into the state, not into a closure: then one compiled `step` serves all their values.
@@ -45,7 +45,7 @@ class Solver(NamedTuple):
     read: Callable[..., Any]
     settings: Mapping[str, Any]
     steps: int = 100
-    spread: Callable[..., Any] | None = None
+    samples: Callable[..., Any] | None = None
     channels: bool = False
 
 
@@ -236,7 +236,9 @@ def reconstruct(
     volume, pose = solver.read(problem, state)
     seconds = time.perf_counter() - began
     volume = np.ascontiguousarray(np.asarray(volume, np.float32).swapaxes(-2, -1))
-    spread = None if solver.spread is None else np.asarray(solver.spread(problem, state), np.float32).swapaxes(-2, -1)
+    samples = None
+    if solver.samples is not None:
+        samples = np.ascontiguousarray(np.asarray(solver.samples(problem, state), np.float32).swapaxes(-2, -1))
     metrics = {}
     if assess:
         from .validate import cross_check
@@ -255,4 +257,4 @@ def reconstruct(
         "jaxtomo": __version__,
         "jax": jax.__version__,
     }
-    return Reconstruction(volume, pose, problem.series, history, metrics, settings, message, spread)
+    return Reconstruction(volume, pose, problem.series, history, metrics, settings, message, samples)

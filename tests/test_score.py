@@ -387,6 +387,17 @@ def test_what_is_kept_is_never_shown():
     ]
 
 
+def test_empty_places_are_no_examples():
+    sparse = np.zeros((32, 320, 32), np.uint8)
+    sparse[:, 100:108] = 1
+    library = exposures.Library([sparse], 16, None)
+    assert all(library.cut(np.random.default_rng(i)).mean() >= 1e-3 for i in range(30))
+    sparse[:] = 0
+    sparse[0, 0, 0] = 1
+    with pytest.raises(jt.InputError, match="all but empty"):
+        library.cut(np.random.default_rng(0))
+
+
 @pytest.mark.parametrize(
     ("volumes", "said"),
     [

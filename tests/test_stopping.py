@@ -154,13 +154,17 @@ def test_an_ensemble_knows_where_it_is_unsure():
         jt.ensemble(solver, 1)
 
 
-def test_a_spread_is_kept(tmp_path):
+def test_samples_are_kept(tmp_path):
     problem, _ = noisy()
     result = jt.reconstruct(problem, jt.ensemble(solvers.root_tv(0.05, 10), 2), callbacks=(), assess=False)
     jt.write(tmp_path / "a.h5", result)
     from jaxtomo.io.reconstruction import read_reconstruction
 
-    np.testing.assert_array_equal(read_reconstruction(tmp_path / "a.h5").spread, result.spread)
+    assert result.samples.shape == (2, *result.volume.shape)
+    np.testing.assert_allclose(result.samples.mean(0), result.volume, atol=1e-5)
+    kept = read_reconstruction(tmp_path / "a.h5")
+    np.testing.assert_array_equal(kept.samples, result.samples)
+    np.testing.assert_array_equal(kept.spread, result.spread)
 
 
 def test_channels_come_out_of_one_network():

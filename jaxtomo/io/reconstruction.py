@@ -2,7 +2,7 @@
 
     /                   attributes format ("jaxtomo"), version, layout (1), conventions, message, settings (JSON)
     /volume             [z, y, x] float32; attributes axes, voxel_nm (absent if unknown)
-    /spread             [z, y, x] float32, of an ensemble: the standard deviation of every voxel
+    /samples            [sample, z, y, x] float32, of an ensemble or a posterior
     /pose/tilt          [tilt] rad; and shift [tilt, 2] px, rotation rad, magnification, second_tilt rad
     /history/misfit, …  [step]
     /metrics/…          numbers and curves, nested as the metrics are; what is neither is JSON text
@@ -79,8 +79,9 @@ def _write_array(group: h5py.Group, name: str, out: Outgoing, size: str) -> None
 
 def _write_result(file: h5py.File, result: Reconstruction) -> None:
     file.attrs.update(message=result.message, settings=_json(dict(result.settings)))
-    if result.spread is not None:
-        put(file, "spread", result.spread, compression="gzip", compression_opts=1)
+    if result.samples is not None:
+        chunks = (1, *(min(n, most) for n, most in zip(result.samples.shape[1:], _CHUNK, strict=True)))
+        put(file, "samples", result.samples, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True)
     pose = file.create_group("pose")
     for field in dataclasses.fields(result.pose):
         value = getattr(result.pose, field.name)
@@ -152,7 +153,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
             metrics=_read_tree(file["metrics"]),
             settings=json.loads(file.attrs["settings"]),
             message=file.attrs["message"],
-            spread=file["spread"][()] if "spread" in file else None,
+            samples=file["samples"][()] if "samples" in file else None,
         )
 
 

@@ -31,7 +31,7 @@ def sample(
     corrections: int = 10,
     freedom: Freedom | None = None,
 ) -> Solver:
-    """Draws from the posterior; the volume is made of their mean, `spread` is their standard deviation.
+    """Draws from the posterior; the volume is made of their mean.
 
     At every level the denoised estimate is made consistent with the images by a few CG steps before noise of the next
     level is added to it: argmin over v of Σ (A v - y)²/σ_y² + Σ (v - D)²/r², with r² = `trust` σ² σ_d²/(σ² + σ_d²), how
@@ -90,7 +90,7 @@ def sample(
         "trust": trust,
     }
     read = _read if guided and samples > 1 else _plain
-    return Solver(init, _stepper(chosen, corrections, guided, poses), read, settings, steps, _spread)
+    return Solver(init, _stepper(chosen, corrections, guided, poses), read, settings, steps, _samples)
 
 
 @functools.lru_cache(16)
@@ -163,6 +163,5 @@ def shrunk(samples, volume):
     return volume + away * jnp.clip(1 - expected / jnp.maximum(found, 1e-30), 0, 1)
 
 
-def _spread(problem, state):
-    samples = state["clean"]
-    return samples.std(0, ddof=1) if len(samples) > 1 else jnp.zeros_like(samples[0])
+def _samples(problem, state):
+    return state["clean"]

@@ -1,0 +1,140 @@
+"""`jaxtomo quantify`: count and measure the particles or the pores of a volume."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from ..console import Console, as_json, table
+from ..errors import InputError
+from .options import NONE, Outcome, Showing, UsageError, refuse_taken, required
+
+FILES = ("bodies.csv", "summary.json", "labels.mrc", "bodies.png")
+
+
+@dataclass(frozen=True)
+class Quantify:
+    """Count and measure the particles or the pores of a volume: sizes, shapes, distances, porosity.
+
+    Writes a table with a line for each, the volume of their labels, a figure and a summary; of a run also its report
+    again, with a section about them. Where the run has samples (--members 8, or --method diffusion) every value has the
+    interval that these leave open.
+    """
+
+    volume: Annotated[str | None, Positional, arg(metavar="RUN|FILE", help_behavior_hint=NONE)] = None
+    """The folder of a run, or a volume."""
+    pores: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Measure what is empty inside the specimen, not what is bright."""
+    threshold: Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="(default: Otsu's)")] = None
+    """Intensity at their surface."""
+    classes: Annotated[int, arg(metavar="N")] = 2
+    """Kinds of matter, the empty one included, for Otsu's threshold: 3 for particles on a visible support. Particles
+    are the brightest, pores the darkest."""
+    smallest: Annotated[int, arg(metavar="N")] = 27
+    """Voxels of the smallest that counts."""
+    split: Annotated[float, arg(metavar="VOXELS")] = 0.0
+    """Part those that touch where the neck is so much thinner, in radius, than both; 1 is usual. 0 parts none."""
+    reach: Annotated[float, arg(metavar="VOXELS")] = 8.0
+    """Radius of the largest opening in the specimen that --pores still takes for a pore."""
+    voxel_nm: Annotated[float | None, arg(metavar="NM", help_behavior_hint="(default: as the file states)")] = None
+    """Side of a voxel."""
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: RUN/particles or RUN/pores)")] = None
+    """Where to write."""
+    overwrite: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Replace results that are there already."""
+    showing: Showing = field(default_factory=Showing)
+
+
+def run(settings: Quantify, console: Console) -> Outcome:
+    place = Path(required(settings.volume, "RUN or FILE"))
+    for name in ("smallest", "split", "reach", "voxel_nm"):
+        value = getattr(settings, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"--{name.replace('_', '-')} {value:g}: give 0 or more.")
+    kind = "pores" if settings.pores else "particles"
+    beside = place / kind if place.is_dir() else place.with_name(f"{place.stem}_{kind}")
+    out = Path(settings.out or beside)
+    refuse_taken([out / name for name in FILES], settings.overwrite)
+    source, volume, voxel_nm, result = _read(place)
+    voxel_nm = settings.voxel_nm or voxel_nm
+    from .. import plot, quantify
+    from ..io import write
+    from ..io.atomic import replacing
+
+    asked: dict[str, Any] = {"classes": settings.classes, "smallest": settings.smallest, "split": settings.split}
+    if settings.threshold is not None:
+        asked["threshold"] = settings.threshold
+    if settings.pores:
+        asked["reach"] = settings.reach
+    find = functools.partial(quantify.pores if settings.pores else quantify.particles, voxel_nm=voxel_nm, **asked)
+    console.say(f"{source}: measuring {kind} in {' × '.join(map(str, volume.shape))} voxels")
+    try:
+        bodies = find(volume)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    samples = None if result is None else result.samples
+    ends = quantify.intervals(bodies, samples, find) if samples is not None and len(samples) > 1 else {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: {error.strerror}. Give another --out.") from error
+    summary = bodies.summary
+    document = {
+        "source": str(source),
+        "kind": kind,
+        "threshold": bodies.threshold,
+        **asked,
+        "unit": bodies.unit,
+        "samples": 0 if samples is None else len(samples),
+        "summary": summary,
+        "intervals": {name: [float(ends[name].low[0]), float(ends[name].high[0])] for name in summary if name in ends},
+    }
+    quantify.write_table(out / "bodies.csv", bodies, ends)
+    write(out / "labels.mrc", bodies.labels.astype("float32"), voxel_nm=voxel_nm)
+    with replacing(out / "bodies.png") as partial:
+        plot.bodies(volume, bodies.labels, bodies.table["diameter"], bodies.unit).savefig(
+            partial, format="png", dpi=150, facecolor="white"
+        )
+    with replacing(out / "summary.json") as partial:
+        partial.write_text(as_json(document) + "\n")
+    if result is not None:
+        from ..reporting import report
+
+        report(place / "report.html", result, quantify.Measured(kind, bodies, ends))
+    rows = [(_words(name), _value(name, value, bodies, ends)) for name, value in summary.items()]
+    rows += [("threshold", f"{bodies.threshold:.4g}"), ("written to", out)]
+    return Outcome(f"{kind} of {source}\n{table(rows)}", {**document, "folder": str(out)})
+
+
+def _read(place: Path):
+    """(file, volume, side of a voxel, result of a run)."""
+    from ..io import read_volume
+    from ..io.reconstruction import read_reconstruction
+
+    if not place.is_dir():
+        volume, voxel_nm = read_volume(place)
+        return place, volume, voxel_nm, None
+    source = place / "reconstruction.h5"
+    if not source.is_file():
+        raise InputError(f"{place}: holds no finished run. Give a volume, or finish it with reconstruct --resume.")
+    result = read_reconstruction(source)
+    if result.volume.ndim == 4:
+        raise InputError(f"{source}: holds {len(result.volume)} channels. Give the volume of one.")
+    return source, result.volume, result.voxel_nm, result
+
+
+def _words(name: str) -> str:
+    return {"fraction": "share of the volume", "count": "how many"}.get(name, name.replace("_", " "))
+
+
+def _value(name: str, value: float, bodies, ends) -> str:
+    unit = f" {bodies.unit}" if name.startswith("diameter") else ""
+    text = f"{value:.4g}{unit}"
+    if name in ends and math.isfinite(ends[name].low[0]):
+        text += f"  (90 %: {ends[name].low[0]:.4g} to {ends[name].high[0]:.4g})"
+    return text

@@ -1,0 +1,345 @@
+"""Particles and pores of a volume: found by a threshold, counted and measured, with intervals from samples of it.
+
+NumPy in, NumPy out. Lengths are in nm where a voxel size is given, else in voxels; z is the direction of the beam at
+zero tilt, along which a missing wedge makes bodies longer.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import InputError
+from .io.atomic import replacing
+
+SMALLEST = 27  # voxels: what is smaller may be noise, and has no shape
+COVERED = 0.9  # of an interval
+NEAR = 2.0  # voxels beyond a body in which samples of it may lie
+
+Table = dict[str, np.ndarray]
+
+
+class Bodies(NamedTuple):
+    """Bodies of one volume.
+
+    Attributes:
+        labels: `[z, y, x]` int32: 1, 2, … of every voxel in a body, largest first; 0 elsewhere.
+        volume: `[z, y, x]`, in which they were found.
+        threshold: intensity at their surface.
+        sign: 1 of bodies that are brighter than that inside, -1 of darker ones.
+        table: a value of every body, `[body]` by name, see `measured`.
+        envelope: voxels of the specimen, in which porosity counts; of particles all voxels.
+        voxel_nm: of a side, or None.
+    """
+
+    labels: np.ndarray
+    volume: np.ndarray
+    threshold: float
+    sign: int
+    table: Table
+    envelope: int
+    voxel_nm: float | None
+
+    @property
+    def unit(self) -> str:
+        """Of lengths."""
+        return "nm" if self.voxel_nm else "voxels"
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """What is said of all bodies together: `count`, `fraction` of the envelope, and of those that the border does
+        not cut the mean, median and standard deviation of the diameters, the mean aspect ratio and the mean elongation
+        along the beam."""
+        whole = self.table["whole"] > 0
+        found = {"count": float(whole.size), "fraction": np.count_nonzero(self.labels) / max(self.envelope, 1)}
+        if whole.any():
+            diameter = self.table["diameter"][whole]
+            found |= {
+                "diameter_mean": float(diameter.mean()),
+                "diameter_median": float(np.median(diameter)),
+                "diameter_std": float(diameter.std()),
+                "aspect_mean": float(self.table["aspect"][whole].mean()),
+                "elongation_mean": float(self.table["elongation"][whole].mean()),
+            }
+        return found
+
+
+class Measured(NamedTuple):
+    """Bodies with what they are, "particles" or "pores", and their `intervals`, of which there may be none: for a
+    report."""
+
+    kind: str
+    bodies: Bodies
+    ends: Mapping[str, Interval]
+
+
+class Interval(NamedTuple):
+    """The ends of intervals, one a body; NaN where there is none."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+def thresholds(volume, classes: int = 2) -> np.ndarray:
+    """`[classes - 1]`: the intensities that part the voxels into classes of least variance. [Otsu 1979; Liao 2001]"""
+    from skimage.filters import threshold_multiotsu
+
+    volume = _checked(volume)
+    if not 2 <= classes <= 5:
+        raise InputError(f"{classes} classes. Give 2 to 5.")
+    low, high = np.percentile(volume, (0.05, 99.95))
+    if not high > low:
+        raise InputError("the volume is even: there is nothing to tell apart. Give a threshold.")
+    return np.asarray(threshold_multiotsu(np.clip(volume, low, high), classes))
+
+
+def particles(
+    volume,
+    voxel_nm: float | None = None,
+    *,
+    threshold: float | None = None,
+    classes: int = 2,
+    smallest: int = SMALLEST,
+    split: float = 0.0,
+) -> Bodies:
+    """Bodies brighter than a threshold.
+
+    Args:
+        volume: `[z, y, x]`.
+        voxel_nm: side of a voxel.
+        threshold: intensity at their surface; by default the upper one of `thresholds`.
+        classes: of that: 3 for particles on a support that is visible too.
+        smallest: voxels of the smallest one that counts.
+        split: voxels by which the neck between two bodies must be narrower than both, in radius, for them to be two;
+            0 for bodies as they are.
+
+    Raises InputError for a volume that is none, or a threshold that nothing or everything is beyond.
+    """
+    volume = _checked(volume)
+    threshold = float(thresholds(volume, classes)[-1]) if threshold is None else threshold
+    labels = _labelled(_above(volume, threshold), smallest, split)
+    table = measured(labels, volume, threshold, voxel_nm)
+    return Bodies(labels, volume, threshold, 1, table, labels.size, voxel_nm)
+
+
+def pores(
+    volume,
+    voxel_nm: float | None = None,
+    *,
+    threshold: float | None = None,
+    classes: int = 2,
+    smallest: int = SMALLEST,
+    split: float = 0.0,
+    reach: float = 8.0,
+) -> Bodies:
+    """Voids: what is darker than a threshold, by default the lower one of `thresholds`, inside the envelope of the
+    specimen, which bridges gaps of twice `reach` voxels. Their `fraction` is the porosity. Other arguments as of
+    `particles`."""
+    volume = _checked(volume)
+    threshold = float(thresholds(volume, classes)[0]) if threshold is None else threshold
+    solid = _above(volume, threshold)
+    envelope = closed(solid, reach)
+    labels = _labelled(envelope & ~solid, smallest, split)
+    table = measured(labels, -volume, -threshold, voxel_nm)
+    table["intensity"] *= -1
+    return Bodies(labels, volume, threshold, -1, table, int(np.count_nonzero(envelope)), voxel_nm)
+
+
+def closed(solid, reach: float) -> np.ndarray:
+    """A boolean volume grown by a ball of `reach` voxels and shrunk by it again, holes inside filled."""
+    from scipy.ndimage import binary_fill_holes, distance_transform_edt
+
+    margin = int(np.ceil(reach)) + 1
+    wide = np.pad(solid, margin)
+    grown = np.asarray(distance_transform_edt(~wide)) <= reach
+    shrunk = np.asarray(distance_transform_edt(grown)) > reach
+    inside = slice(margin, -margin)
+    return np.asarray(binary_fill_holes(shrunk[inside, inside, inside] | solid))
+
+
+def measured(labels, field, level: float, voxel_nm: float | None = None) -> Table:
+    """Values of every body of `labels`, in which `field` is above `level`, `[body]` by name:
+
+    label; z, y, x of the centre in voxels; volume; diameter of the ball of that volume; surface, of the isosurface at
+    the level; sphericity, the surface of that ball over this [Wadell 1932]; length, breadth and thickness of the
+    ellipsoid with the same second moments; aspect, length over thickness; tilted, the angle of the length from the beam
+    in degrees; elongation, the extent along the beam over that across it; neighbour, the distance to the nearest other
+    centre; intensity, its mean; whole, 0 of bodies that the border cuts.
+    """
+    from scipy.ndimage import find_objects
+    from scipy.spatial import KDTree
+
+    unit = voxel_nm or 1.0
+    rows = []
+    for label, box in enumerate(find_objects(labels), 1):
+        if box is None:
+            continue
+        wide = tuple(slice(max(b.start - 1, 0), b.stop + 1) for b in box)
+        mine = labels[wide] == label
+        places = np.argwhere(mine).astype(float)
+        count, centre = len(places), places.mean(0)
+        # A voxel is a cube, not a point: its own second moment is 1/12 along each side.
+        moments = np.cov(places.T, bias=True).reshape(3, 3) + np.eye(3) / 12
+        sizes, axes = np.linalg.eigh(moments)
+        thickness, breadth, length = 2 * np.sqrt(5 * sizes) * unit
+        z, y, x = np.sqrt(np.diag(moments))
+        diameter = (6 * count / np.pi) ** (1 / 3) * unit
+        surface = _surface(mine, (labels[wide] > 0) & ~mine, field[wide], level) * unit**2
+        cut = any(b.start == 0 or b.stop == n for b, n in zip(box, labels.shape, strict=True))
+        rows.append(
+            {
+                "label": label,
+                **dict(zip("zyx", centre + [w.start for w in wide], strict=True)),
+                "volume": count * unit**3,
+                "diameter": diameter,
+                "surface": surface,
+                "sphericity": np.pi * diameter**2 / surface,
+                "length": length,
+                "breadth": breadth,
+                "thickness": thickness,
+                "aspect": length / thickness,
+                "tilted": np.degrees(np.arccos(min(1.0, abs(axes[0, 2])))),
+                "elongation": z / np.sqrt(y * x),
+                "neighbour": np.nan,
+                "intensity": field[wide][mine].mean(),
+                "whole": float(not cut),
+            }
+        )
+    table = {name: np.array([row[name] for row in rows], float) for name in (rows[0] if rows else NAMES)}
+    if len(rows) > 1:
+        centres = np.stack([table[axis] for axis in "zyx"], 1)
+        table["neighbour"] = np.asarray(KDTree(centres).query(centres, 2)[0])[:, 1] * unit
+    return table
+
+
+NAMES = (
+    *("label", "z", "y", "x", "volume", "diameter", "surface", "sphericity", "length", "breadth", "thickness"),
+    *("aspect", "tilted", "elongation", "neighbour", "intensity", "whole"),
+)
+
+
+def intervals(
+    bodies: Bodies,
+    samples: Sequence[np.ndarray] | np.ndarray,
+    find: Callable[[np.ndarray], Bodies],
+    covered: float = COVERED,
+) -> dict[str, Interval]:
+    """Where the values of `bodies.table` and, as single numbers, of `bodies.summary` are expected, by samples.
+
+    What a sample has within `NEAR` voxels of a body, and nearer to it than to any other, is measured as that body was.
+    The interval is where one more draw from the same normal distribution would be: mean ± t s √(1 + 1/n).
+
+    Args:
+        bodies: of the volume.
+        samples: other volumes that explain the images.
+        find: `particles` or `pores`, with the settings that found `bodies`.
+        covered: how often the true value should lie inside.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if len(samples) < 2:
+        raise InputError(f"{len(samples)} samples: intervals need 2 or more.")
+    distances: Any = distance_transform_edt(bodies.labels == 0, return_indices=True)
+    away, nearest = distances
+    territory = np.where(away <= NEAR, bodies.labels[tuple(nearest)], 0)
+    tables, summaries = [], []
+    for sample in samples:
+        found = find(sample)
+        theirs = np.where(found.labels > 0, territory, 0)
+        here = measured(theirs, found.sign * found.volume, found.sign * found.threshold, bodies.voxel_nm)
+        index = here["label"].astype(int) - 1
+        table = {name: np.full(bodies.table["label"].shape, np.nan) for name in here}
+        for name, values in here.items():
+            table[name][index] = values
+        table["volume"] = np.nan_to_num(table["volume"])  # of a body that is not there
+        tables.append(table)
+        summaries.append(found.summary)
+    ends = {
+        name: _interval(np.stack([table[name] for table in tables]), covered)
+        for name in bodies.table
+        if name not in ("label", "whole", "intensity")
+    }
+    for name in bodies.summary:
+        ends[name] = _interval(np.array([[summary.get(name, np.nan)] for summary in summaries]), covered)
+    return ends
+
+
+def write_table(path: str | Path, bodies: Bodies, ends: Mapping[str, Interval] | None = None) -> None:
+    """A CSV file, a body a line; columns `name_low` and `name_high` where there are intervals."""
+    columns = {}
+    for name, values in bodies.table.items():
+        columns[name] = values
+        if ends and name in ends:
+            columns |= {f"{name}_low": ends[name].low, f"{name}_high": ends[name].high}
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([f"{value:.6g}" for value in row] for row in zip(*columns.values(), strict=True))
+
+
+def _checked(volume) -> np.ndarray:
+    volume = np.asarray(volume, float)
+    if volume.ndim != 3 or volume.size == 0:
+        raise InputError(f"a volume of shape {volume.shape}. Give [z, y, x].")
+    if not np.isfinite(volume).all():
+        raise InputError(f"{np.count_nonzero(~np.isfinite(volume))} voxels are not finite. Repair them first.")
+    return volume
+
+
+def _above(volume, threshold: float) -> np.ndarray:
+    above = volume > threshold
+    if above.all() or not above.any():
+        raise InputError(
+            f"{'no' if not above.any() else 'every'} voxel is above the threshold {threshold:g}: intensities are "
+            f"{volume.min():.4g} to {volume.max():.4g}."
+        )
+    return above
+
+
+def _labelled(mask, smallest: int, split: float) -> np.ndarray:
+    """Connected voxels, by their faces, largest first."""
+    from scipy.ndimage import distance_transform_edt, label
+
+    found: Any = label(mask)
+    labels = found[0]
+    if split > 0:
+        from skimage.morphology import h_maxima
+        from skimage.segmentation import watershed
+
+        depth = np.asarray(distance_transform_edt(mask))
+        deepest: Any = label(h_maxima(depth, split), np.ones((3, 3, 3)))
+        labels = watershed(-depth, deepest[0], mask=mask)
+    count = np.bincount(labels.ravel())
+    count[0] = 0
+    kept = np.argsort(-count, kind="stable")[: np.count_nonzero(count >= max(smallest, 1))]
+    new = np.zeros(len(count), np.int32)
+    new[kept] = np.arange(1, len(kept) + 1)
+    return new[labels]
+
+
+def _surface(mine, others, field, level: float) -> float:
+    """Area of the isosurface around the voxels `mine`, in voxels, where no other body is."""
+    from scipy.ndimage import binary_dilation
+    from skimage.measure import marching_cubes, mesh_surface_area
+
+    # As far below the level as the body is above it: the surface is midway to what is left out.
+    low = 2 * level - field[mine].mean()
+    seen = np.pad(np.where(binary_dilation(mine) & ~others, field, low), 1, constant_values=low)
+    return float(mesh_surface_area(*marching_cubes(seen, level)[:2]))
+
+
+def _interval(values, covered: float) -> Interval:
+    """Of `values [sample, body]`, of which those that are NaN do not count."""
+    from scipy.stats import t
+
+    count = np.isfinite(values).sum(0)
+    ends = np.full((2, values.shape[1]), np.nan)
+    for i in np.flatnonzero(count >= 2):
+        known = values[np.isfinite(values[:, i]), i]
+        half = t.ppf(0.5 + covered / 2, known.size - 1) * known.std(ddof=1) * np.sqrt(1 + 1 / known.size)
+        ends[:, i] = known.mean() - half, known.mean() + half
+    return Interval(*ends)
