@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import (
+        audit,
         callbacks,
         io,
         metrics,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         phantoms,
         priors,
         projector,
+        quantify,
         samples,
         simulate,
         solvers,
@@ -47,6 +49,7 @@ __all__ = [
     "Solver",
     "TiltSeries",
     "align",
+    "audit",
     "back_project",
     "callbacks",
     "cgls",
@@ -65,6 +68,7 @@ __all__ = [
     "priors",
     "project",
     "projector",
+    "quantify",
     "read",
     "read_volume",
     "reconstruct",

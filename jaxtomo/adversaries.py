@@ -141,7 +141,8 @@ def train_gan(
     side: int = 128,
     rows: int = 8,
     batch: int = 4,
-    steps: int = 3000,
+    fill_steps: int = 1800,
+    clean_steps: int = 5000,
     rate: float = 1e-3,
     seed: int = 0,
     resume: bool = False,
@@ -157,7 +158,8 @@ def train_gan(
         fill, clean: arguments of `SinogramFill` and `TomogramClean`.
         critical: weight of the critics; 0 for none.
         side, rows: voxels of a simulated slab, across and along the tilt axis.
-        batch, steps, rate, seed: of both trainings.
+        fill_steps, clean_steps: of the one training and the other.
+        batch, rate, seed: of both.
         resume: go on with the one in the folder.
         card: what else the weights' card should say.
     """
@@ -167,9 +169,8 @@ def train_gan(
     slabs = Slabs(Library.of(volumes, side, rows), folder / "slabs")
     if not slabs.library.keeps_any:
         say(NOTHING_KEPT)
-    shared = {"steps": steps, "rate": rate, "seed": seed, "say": say}
 
-    def taught(name, network, example, loss, error, patch):
+    def taught(name, network, steps, example, loss, error, patch):
         place = folder / name
         say(f"{name}: simulating the first examples")
         validation = Batches(example, VALIDATION, patch, seed, validation=True)(0)
@@ -180,8 +181,11 @@ def train_gan(
             loss=loss,
             optimizer=apart,
             checks={"held out": (error, validation)},
+            steps=steps,
+            rate=rate,
+            seed=seed,
             resume=resume and place.exists(),
-            **shared,
+            say=say,
         )
         lines = [json.loads(line) for line in (place / LOG).read_text().splitlines()]
         step = np.array([line["step"] for line in lines])
@@ -191,7 +195,7 @@ def train_gan(
 
     network = SinogramFill(**(fill or {}), rngs=nnx.Rngs(seed))
     patch = (side, NEIGHBOURS)
-    filling, kept, filled = taught("fill", network, slabs.filling, filling_loss, filling_error, patch)
+    filling, kept, filled = taught("fill", network, fill_steps, slabs.filling, filling_loss, filling_error, patch)
     answers = np.asarray(_answers(*nnx.split(filling), kept.seen, kept.known))
     shown = {"truth": inner(kept.sinogram), "root TV": inner(kept.seen[:, 1]), "filled": answers}
     _pictured(folder / "fill" / "examples.png", shown)
@@ -199,7 +203,7 @@ def train_gan(
     network = TomogramClean(**(clean or {}), rngs=nnx.Rngs(seed))
     example = functools.partial(slabs.cleaning, filling)
     patch = (min(side, PATCH), min(side, PATCH), NEIGHBOURS)
-    cleaning, kept, cleaned = taught("clean", network, example, cleaning_loss, cleaning_error, patch)
+    cleaning, kept, cleaned = taught("clean", network, clean_steps, example, cleaning_loss, cleaning_error, patch)
     answers = np.asarray(_answers(*nnx.split(cleaning), kept.guide, kept.geometry))
     truth, guide = inner(kept.truth), inner(kept.guide)
     shown = {"truth": truth, "of the filled": guide[:, 0], "root TV": guide[:, 2], "cleaned": answers}
@@ -209,7 +213,7 @@ def train_gan(
     geometries = [slab.geometry for slab in known]
     facts = {
         **(card or {}),
-        "steps": steps,
+        "steps": fill_steps + clean_steps,
         "filling": filled,
         "cleaning": cleaned,
         "error": float(np.mean((answers - truth) ** 2)),

@@ -183,6 +183,30 @@ def fsc(frequency, curve, voxel_nm: float | None = None, thresholds=(0.5, 0.143)
     return figure
 
 
+def audit(plane, frequency, outside, empty) -> Figure:
+    """Of a plane across the tilt axis `[3, z, x]`: itself, what of it is determined, and the share that is supplied;
+    and the share of power where no image says anything, by frequency, over what it is of noise."""
+    tall = 3.1
+    figure = _blank(WIDE, tall)
+    low, high = window(plane[0])
+    for k, (image, title) in enumerate(
+        zip(plane, ("the volume", "what the images determine", "share that they do not"), strict=True)
+    ):
+        axes = figure.add_axes((0.02 + 0.235 * k, 0.3 / tall, 0.22, 1 - 0.6 / tall))
+        grey = {"cmap": "gray", "vmin": low, "vmax": high} if k < 2 else {"cmap": "magma", "vmin": 0, "vmax": 1}
+        axes.imshow(image, origin="lower", interpolation="none", **grey)
+        _style(axes, title=title, xlabel="x →", ylabel="z, beam →" if k == 0 else "", frame=False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes = figure.add_axes((0.765, 0.5 / tall, 0.225, 1 - 0.8 / tall))
+    axes.plot(frequency, outside, color=BLUE, linewidth=1.4, label="of the volume")
+    axes.plot(frequency, empty, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), label="of all frequencies")
+    axes.set_ylim(0, 1.03)
+    _style(axes, title="unmeasured share of the power", xlabel="cycles per voxel")
+    axes.legend(loc="best", frameon=False, fontsize=8, labelcolor=INK, handlelength=1.4)
+    return figure
+
+
 def bodies(volume, labels, diameters, unit: str) -> Figure:
     """The plane across the tilt axis with most of `labels` `[z, y, x]` outlined in it, and how many bodies have which
     diameter."""

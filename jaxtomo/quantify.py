@@ -55,7 +55,7 @@ class Bodies(NamedTuple):
         not cut the mean, median and standard deviation of the diameters, the mean aspect ratio and the mean elongation
         along the beam."""
         whole = self.table["whole"] > 0
-        found = {"count": float(whole.size), "fraction": np.count_nonzero(self.labels) / max(self.envelope, 1)}
+        found = {"count": float(whole.size), "fraction": float(np.count_nonzero(self.labels) / max(self.envelope, 1))}
         if whole.any():
             diameter = self.table["diameter"][whole]
             found |= {

@@ -166,8 +166,8 @@ def reconstruct(
             to stop the run. By default a progress bar, `callbacks.stop_when_converged()` and
             `callbacks.stop_when_overfitting()`.
         resume: (step, state, history) as `callbacks.restore` reads them from a checkpoint.
-        assess: also compute the quality numbers that need no truth, `jaxtomo.validate.cross_check`: two more
-            reconstructions, each from half the tilts of a slab.
+        assess: also compute the quality numbers that need no truth, `jaxtomo.validate.cross_check`, two more
+            reconstructions, each from half the tilts of a slab, and `jaxtomo.audit.audited`, what the images determine.
 
     Raises:
         KeyboardInterrupt: passed on, after the callbacks have seen the last state (a checkpoint is then written).
@@ -241,9 +241,10 @@ def reconstruct(
         samples = np.ascontiguousarray(np.asarray(solver.samples(problem, state), np.float32).swapaxes(-2, -1))
     metrics = {}
     if assess:
+        from .audit import audited
         from .validate import cross_check
 
-        metrics = cross_check(problem, solver, done, key=key)
+        metrics = cross_check(problem, solver, done, key=key) | audited(problem, volume)
     settings = {
         "solver": dict(solver.settings),
         "steps": done,

@@ -231,11 +231,12 @@ def test_training_of_the_pair_from_files(command, document, simulated, monkeypat
     rng = np.random.default_rng(0)
     for i in range(3):
         np.save(f"v{i}.npy", np.kron(rng.random((8, 4, 8)) < 0.3, np.ones((4, 4, 4))).astype(np.uint8))
-    given = ["train", "gan", "--data", ".", "--side", "16", "--rows", "4", "--batch", "2", "--steps", "1"]
+    given = ["train", "gan", "--data", ".", "--side", "16", "--rows", "4", "--batch", "2"]
+    given += ["--fill-steps", "1", "--clean-steps", "1"]
     code, out, _ = command(*given, "--out", "../t")
     assert code == 0 and "--method gan --weights ../t/weights" in out
     card = json.loads(Path("../t/weights/card.json").read_text())
-    assert card["method"] == "gan" and card["command"].startswith("jaxtomo train gan") and card["steps"] == 1
+    assert card["method"] == "gan" and card["command"].startswith("jaxtomo train gan") and card["steps"] == 2
     assert {"tilt_deg", "step_deg", "noise"} == card["reach"].keys()
     assert document(*given, "--out", "../t")[0] == 3
     for wrong in (["--critical", "-1"], ["--side", "8"], ["--side", "99"], ["--rows", "0"]):

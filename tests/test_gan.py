@@ -312,7 +312,7 @@ def test_a_training_that_goes_on_gives_the_same_weights(volumes, tmp_path, monke
     monkeypatch.setattr(exposures, "POOL", 2)
     monkeypatch.setattr(adversaries, "POOL", 2)
     monkeypatch.setattr(adversaries, "VALIDATION", 2)
-    facts = adversaries.train_gan(volumes, tmp_path / "whole", steps=3, **SMALL)
+    facts = adversaries.train_gan(volumes, tmp_path / "whole", fill_steps=3, clean_steps=3, **SMALL)
     assert {"weights", "fill", "clean", "slabs"} == {p.name for p in (tmp_path / "whole").iterdir()}
     assert 0 < facts["reach"]["step_deg"][0] <= facts["reach"]["step_deg"][1] and facts["error"] > 0
     stopped = False
@@ -329,8 +329,8 @@ def test_a_training_that_goes_on_gives_the_same_weights(volumes, tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(adversaries, "train", until)
         with pytest.raises(KeyboardInterrupt):
-            adversaries.train_gan(volumes, tmp_path / "part", steps=3, **SMALL)
-    adversaries.train_gan(volumes, tmp_path / "part", steps=3, resume=True, **SMALL)
+            adversaries.train_gan(volumes, tmp_path / "part", fill_steps=3, clean_steps=3, **SMALL)
+    adversaries.train_gan(volumes, tmp_path / "part", fill_steps=3, clean_steps=3, resume=True, **SMALL)
     a, b = (jax.tree.leaves(nnx.state(gans.load(tmp_path / n / "weights").pair, nnx.Param)) for n in ("whole", "part"))
     for one, other in zip(a, b, strict=True):
         np.testing.assert_array_equal(one, other)

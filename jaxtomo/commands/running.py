@@ -253,6 +253,8 @@ def _write(task: Task, result: Reconstruction) -> list[str]:
 
 
 def _results(result: Reconstruction, metrics: dict, stages: Stages, files: list[str]) -> dict[str, Any]:
+    if "audit" in metrics:  # its pictures are in the report
+        metrics = {**metrics, "audit": {k: v for k, v in metrics["audit"].items() if k != "plane"}}
     return {
         "status": "done",
         "shape": list(result.volume.shape),

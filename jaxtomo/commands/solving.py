@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from .. import hosts, parallel, run_folder
+from ..audit import audited
 from ..callbacks import checkpoint, progress, restore, stop_when_converged, stop_when_overfitting
 from ..console import Console
 from ..data import Pose, Problem, Reconstruction
@@ -145,7 +146,10 @@ def judged(task: Task, solver: Solver, result: Reconstruction) -> dict[str, Any]
     """The numbers that need no truth, from all tilts, on rows in the middle; of one member of an ensemble."""
     problem = task.problem(*middle(task, task.plan.judged_rows), None)
     steps = int(result.settings["steps"]) // task.settings.solving.asked.turns
-    return cross_check(problem, solver, max(1, steps), key=task.key)
+    volume = result.volume
+    if volume.ndim == 3 and volume.shape[1] > problem.shape[2]:
+        volume = volume[:, middle_rows(task.series, task.plan.judged_rows)]
+    return cross_check(problem, solver, max(1, steps), key=task.key) | audited(problem, volume)
 
 
 def held_out_error(task: Task, result: Reconstruction, held: np.ndarray) -> dict[str, Any]:

@@ -29,21 +29,23 @@ class TrainGan(Training):
     """Voxels along the tilt axis of a slab."""
     batch: Annotated[int, arg(metavar="N")] = 4
     """Patches in a step; they are shared by all devices if these divide them."""
-    steps: Annotated[int, arg(metavar="N")] = 3000
-    """Of each of the two trainings."""
+    fill_steps: Annotated[int, arg(metavar="N")] = 1800
+    """Of the training of the network that fills sinograms."""
+    clean_steps: Annotated[int, arg(metavar="N")] = 5000
+    """Of the one that cleans tomograms."""
     rate: Annotated[float, arg(metavar="NUMBER")] = 1e-3
     """The largest step length."""
 
 
 def run(settings: TrainGan, console: Console) -> Outcome:
-    refuse_below_one(settings, "batch", "steps")
+    refuse_below_one(settings, "batch", "fill_steps", "clean_steps")
     refuse_rate(settings.rate)
     if not 0 <= settings.critical < 100:
         raise InputError(f"--critical {settings.critical:g}: give 0 or a number below 100.")
     for name, least in (("side", 16), ("rows", 3)):
         if getattr(settings, name) < least:
             raise InputError(f"--{name} {getattr(settings, name)}: give {least} or more.")
-    names = ("critical", "side", "rows", "batch", "steps", "rate")
+    names = ("critical", "side", "rows", "batch", "fill_steps", "clean_steps", "rate")
     asked = {name: getattr(settings, name) for name in names}
 
     def teach(volumes, folder, **rest):

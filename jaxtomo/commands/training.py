@@ -95,7 +95,7 @@ def carry_out(
     facts = teach(volumes, folder, card=card, say=console.say)
     rows = [
         ("weights", folder / "weights"),
-        ("steps", asked["steps"]),
+        ("steps", facts["steps"]),
         said(facts),
         ("took", f"{(time.time() - began) / 60:.0f} min"),
         ("use it", f"jaxtomo reconstruct FILE --method {method} --weights {folder / 'weights'}"),
@@ -107,7 +107,7 @@ def refuse_below_one(settings: Any, *names: str) -> None:
     """Raises InputError for a setting that is not 1 or more."""
     for name in names:
         if getattr(settings, name) < 1:
-            raise InputError(f"--{name} {getattr(settings, name)}: give 1 or more.")
+            raise InputError(f"--{name.replace('_', '-')} {getattr(settings, name)}: give 1 or more.")
 
 
 def refuse_rate(rate: float) -> None:
