@@ -99,13 +99,13 @@ def runs(case: Case, options) -> Iterator[tuple[str, Callable[[], dict]]]:
     def plain(name: str) -> dict:
         return {"snr": METHODS[name](*posed(case))}
 
-    def filled(weights: Weights, name: str) -> dict:
+    def filled(weights: str, name: str) -> dict:
         problem, truth = posed(case)
-        return {"snr": METHODS[name](fill(problem, weights), truth)}
+        return {"snr": METHODS[name](fill(problem, trained(weights)), truth)}
 
-    def joint(weights: Weights) -> dict:
+    def joint(weights: str) -> dict:
         problem, truth = posed(case)
-        volume = run(problem, solvers.gan(weights))
+        volume = run(problem, solvers.gan(trained(weights)))
         images = measured(problem)
         predicted = problem.project(jnp.asarray(volume.swapaxes(1, 2)))
         return {
@@ -114,12 +114,12 @@ def runs(case: Case, options) -> Iterator[tuple[str, Callable[[], dict]]]:
             "between": float(np.diff(volume, axis=1).std() / np.diff(truth, axis=1).std()),
         }
 
-    def parts(weights: Weights) -> dict:
+    def parts(weights: str) -> dict:
         """Without the one or the other network, no agreement at the end."""
         problem, truth = posed(case)
-        whole = fill(problem, weights)
+        whole = fill(problem, trained(weights))
         of_filled, of_measured = (run(p, jt.sirt(), 20).swapaxes(1, 2) for p in (whole, problem))
-        told = show(problem, weights)
+        told = show(problem, trained(weights))
         both, one = (np.asarray(jax.jit(cleaned)(told, v)).swapaxes(1, 2) for v in (of_filled, of_measured))
         guide = np.asarray(told.guide[1]).swapaxes(1, 2)
         volumes = {"snr": both, "filled": of_filled.swapaxes(1, 2), "cleaned": one, "shown": guide}
@@ -128,13 +128,13 @@ def runs(case: Case, options) -> Iterator[tuple[str, Callable[[], dict]]]:
     for name in METHODS:
         yield name, functools.partial(plain, name)
     for name in METHODS:
-        yield f"filled, {name}", functools.partial(filled, trained(options.weights), name)
-    yield "gan", functools.partial(joint, trained(options.weights))
-    yield "its parts", functools.partial(parts, trained(options.weights))
+        yield f"filled, {name}", functools.partial(filled, options.weights, name)
+    yield "gan", functools.partial(joint, options.weights)
+    yield "its parts", functools.partial(parts, options.weights)
     if options.plain:
         for name in ("wbp", "cs-tv"):
-            yield f"filled without a critic, {name}", functools.partial(filled, trained(options.plain), name)
-        yield "gan without critics", functools.partial(joint, trained(options.plain))
+            yield f"filled without a critic, {name}", functools.partial(filled, options.plain, name)
+        yield "gan without critics", functools.partial(joint, options.plain)
 
 
 @functools.cache
