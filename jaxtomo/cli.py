@@ -33,6 +33,7 @@ COMMANDS = {
     "simulate": Command("simulate", "Simulate", "a tilt series of a specimen of known truth"),
     "train score": Command("train_score", "TrainScore", "teach the prior of --method diffusion from volumes"),
     "train gan": Command("train_gan", "TrainGan", "teach the networks of --method gan from volumes"),
+    "compare methods": Command("compare_methods", "CompareMethods", "several methods on one series, ranked"),
     "compare": Command("compare", "Compare", "how far two volumes agree: PSNR, SSIM, RMSE, FSC"),
     "quantify": Command("quantify", "Quantify", "count and measure the particles or the pores of a volume"),
     "report": Command("report", "Report", "write the report of a finished run again"),

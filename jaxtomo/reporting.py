@@ -73,7 +73,7 @@ def _summary(result: Reconstruction, fit: Fit | None) -> Section:
     )
     parts.append(f'<div class="box"><h3>What this geometry cannot show</h3>{_list(limits)}</div></div>')
     rows = [(n.name, n.meaning) for n in numbers if n.meaning]
-    parts.append(f"<details><summary>How to read these numbers</summary>{_table(rows)}</details>")
+    parts.append(f"<details><summary>How to read these numbers</summary>{as_table(rows)}</details>")
     return "summary", "Summary", "".join(parts)
 
 
@@ -220,7 +220,7 @@ def _alignment(result: Reconstruction) -> Section:
     said = {
         k: v for k, v in said.items() if k in ("alignment", "refinement", "background", "tilt_axis", "shift", "mask")
     }
-    parts = [_table((k.replace("_", " "), v) for k, v in said.items())] if said else []
+    parts = [as_table((k.replace("_", " "), v) for k, v in said.items())] if said else []
     if panels:
         drawn = plot.lines(panels, "tilt, °", width=plot.WIDE, height=1.15)
         caption = (
@@ -254,7 +254,7 @@ def _alignment_details(details: Mapping, tilt: np.ndarray, order: np.ndarray) ->
             rows.append((label, _short(value)))
             continue
         figures.append(_figure(drawn, label, ""))
-    return (f'<div class="two left">{"".join(figures)}</div>' if figures else "") + (_table(rows) if rows else "")
+    return (f'<div class="two left">{"".join(figures)}</div>' if figures else "") + (as_table(rows) if rows else "")
 
 
 def _convergence(result: Reconstruction) -> Section:
@@ -265,7 +265,7 @@ def _convergence(result: Reconstruction) -> Section:
     names = sorted(curves, key=lambda k: (k != "misfit", k))
     if max(v.size for v in curves.values()) == 1:
         rows = [(k, f"{curves[k][0]:.5g}") for k in names]
-        return "convergence", "Convergence", "<p>A single step, so there is no curve.</p>" + _table(rows)
+        return "convergence", "Convergence", "<p>A single step, so there is no curve.</p>" + as_table(rows)
     figures = []
     for name in names[:8]:
         x = np.arange(1, curves[name].size + 1)
@@ -292,7 +292,7 @@ def _quality(result: Reconstruction) -> Section:
             "alignment and the prior, so this bounds repeatability, not truth.",
         )
     rows = [(k, _short(v)) for k, v in _flat(metrics) if _numbers(v) is None or np.size(v) == 1]
-    right = _table(rows) if rows else ""
+    right = as_table(rows) if rows else ""
     if not left and not right:
         return "quality", "Quality numbers", "<p>No quality numbers were computed for this run.</p>"
     return "quality", "Quality numbers", f'<div class="two">{left}<div>{right}</div></div>' if left else right
@@ -314,11 +314,11 @@ def _bodies(measured: Measured) -> Section:
         return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if np.isfinite(low) else "")
 
     rows = [(name.replace("_", " "), said(name, 0, value)) for name, value in bodies.summary.items()]
-    left = _table(rows, ("", "90 % intervals, from samples" if ends else ""))
+    left = as_table(rows, ("", "90 % intervals, from samples" if ends else ""))
     names = ("volume", "diameter", "aspect", "elongation", "neighbour")
     largest = range(min(LISTED, table["label"].size))
     lines = [(f"{i + 1}", *(said(name, i, table[name][i]) for name in names)) for i in largest]
-    return kind, kind.capitalize(), f"{drawn}{left}{_table(lines, ('largest', *names))}"
+    return kind, kind.capitalize(), f"{drawn}{left}{as_table(lines, ('largest', *names))}"
 
 
 def _provenance(result: Reconstruction) -> Section:
@@ -341,7 +341,7 @@ def _provenance(result: Reconstruction) -> Section:
         rows.append(
             ("mask", f"{100 * np.mean(series.mask):.3g} % measured", "pixels never measured are left out of the fit")
         )
-    body = _table(rows, ("what", "value", "from"))
+    body = as_table(rows, ("what", "value", "from"))
     angles = ", ".join(f"{t:.6g}" for t in tilt)
     return (
         "provenance",
@@ -357,7 +357,7 @@ def _settings(result: Reconstruction) -> Section:
         return "settings", "Settings and versions", "<p>No settings were recorded.</p>"
     text = json.dumps(result.settings, indent=1, default=str)
     whole = f"<details><summary>As JSON</summary><pre>{escape(text[:200_000])}</pre></details>"
-    return "settings", "Settings and versions", f'<div class="columns">{_table(rows)}</div>{whole}'
+    return "settings", "Settings and versions", f'<div class="columns">{as_table(rows)}</div>{whole}'
 
 
 def _flat(values: Mapping, before: str = "") -> Iterable[tuple[str, Any]]:
@@ -396,7 +396,7 @@ def _figure(drawn, label: str, caption: str, kind: str = "") -> str:
     return f'<figure class="{kind}">{plot.to_svg(drawn, label)}{below}</figure>'
 
 
-def _table(rows: Iterable[tuple], head: tuple[str, ...] = ()) -> str:
+def as_table(rows: Iterable[tuple], head: tuple[str, ...] = ()) -> str:
     def line(row: tuple) -> str:
         return (
             f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>"

@@ -631,3 +631,29 @@ def test_joint_alignment_for_other_programs(simulated, command, document):
 def test_what_cannot_be_refined_is_said(simulated, command, argv, code, words):
     got, _, said = command(argv[0], simulated, *argv[1:], "--quiet")
     assert got == code and words in said
+
+
+def test_methods_are_compared_on_tilts_they_have_not_seen(document, simulated):
+    given = ["compare", "methods", simulated, "--out", "all", "--hold-out", "3"]
+    code, facts = document(*given, "--methods", "wbp,sirt,cgls,gan")
+    assert (
+        code == 0
+        and set(facts["ranked"]) == {"wbp", "sirt", "cgls"}
+        and "jaxtomo train gan" in facts["left_out"]["gan"]
+    )
+    errors = [facts["methods"][name]["metrics"]["held_out_error"] for name in facts["ranked"]]
+    assert errors == sorted(errors) and errors[0] < errors[-1] and len(facts["held_out_tilts_deg"]) == 3
+    page = Path("all/compare.html").read_text()
+    assert all(f"{name}/report.html" in page for name in facts["ranked"]) and "train gan" in page
+    assert json.loads(Path("all/compare.json").read_text())["ranked"] == facts["ranked"]
+    stamp = Path("all/sirt/volume.mrc").stat().st_mtime_ns
+    code, again = document(*given, "--methods", "wbp,sirt,tv", "--minutes", "1e-6")
+    assert code == 0 and set(again["ranked"]) == {"wbp", "sirt"} and "were left" in again["left_out"]["tv"]
+    assert Path("all/sirt/volume.mrc").stat().st_mtime_ns == stamp  # what is done is not done again
+    assert again["methods"]["sirt"] == facts["methods"]["sirt"]
+
+
+@pytest.mark.parametrize("wrong", [["--methods", "sirt"], ["--methods", "sirt,nonsense"], ["--minutes", "0"]])
+def test_what_cannot_be_compared_is_said(document, simulated, wrong):
+    assert document("compare", "methods", simulated, *wrong)[0] == 2
+    assert document("compare", "methods", "nothing.mrc")[0] == 3
