@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 
 from . import plot
+from .errors import InputError
 from .exposures import NOTHING_KEPT, POOL, Batches, Example, Library
 from .priors.density import learned
 from .priors.gan import Pair, SinogramFill, TomogramClean, Weights, save
@@ -107,14 +108,14 @@ def filling_loss(rivals: Rivals, batch: Filling, key):
     answers, seen, truth = jax.vmap(rivals.network)(batch.seen, batch.known), inner(batch.seen), inner(batch.sinogram)
     weight = 1 + MISSING * (batch.far > 1)[:, :, None, None]
     loss = misses(answers, seen, truth, weight) + MASS * jnp.mean(jax.vmap(moments)(answers - truth))
-    return loss + rivalry(rivals, as_images(answers, seen[:, 1]), as_images(truth, seen[:, 1]))
+    return loss + rivalry(rivals, as_images(answers, seen[:, -1]), as_images(truth, seen[:, -1]))
 
 
 def cleaning_loss(rivals: Rivals, batch: Example, key):
     """Error of cleaned volumes, and rivalry."""
     answers, seen, truth = jax.vmap(rivals.network)(batch.guide, batch.geometry), inner(batch.guide), inner(batch.truth)
     loss = misses(answers, seen, truth)
-    return loss + rivalry(rivals, as_images(answers, seen[:, 2]), as_images(truth, seen[:, 2]))
+    return loss + rivalry(rivals, as_images(answers, seen[:, -1]), as_images(truth, seen[:, -1]))
 
 
 def filling_error(rivals: Rivals, batch: Filling):
@@ -164,7 +165,9 @@ def train_gan(
         card: what else the weights' card should say.
     """
     folder = Path(folder)
-    if not resume:
+    if rows < NEIGHBOURS:
+        raise InputError(f"rows={rows}: a slab has {NEIGHBOURS} or more, for neighbours.")
+    if not resume and not (folder / "fill").exists():
         shutil.rmtree(folder / "slabs", ignore_errors=True)  # of other volumes, for all one knows
     slabs = Slabs(Library.of(volumes, side, rows), folder / "slabs")
     if not slabs.library.keeps_any:
@@ -197,7 +200,7 @@ def train_gan(
     patch = (side, NEIGHBOURS)
     filling, kept, filled = taught("fill", network, fill_steps, slabs.filling, filling_loss, filling_error, patch)
     answers = np.asarray(_answers(*nnx.split(filling), kept.seen, kept.known))
-    shown = {"truth": inner(kept.sinogram), "root TV": inner(kept.seen[:, 1]), "filled": answers}
+    shown = {"truth": inner(kept.sinogram), "tvq": inner(kept.seen[:, -1]), "filled": answers}
     _pictured(folder / "fill" / "examples.png", shown)
 
     network = TomogramClean(**(clean or {}), rngs=nnx.Rngs(seed))
@@ -206,7 +209,7 @@ def train_gan(
     cleaning, kept, cleaned = taught("clean", network, clean_steps, example, cleaning_loss, cleaning_error, patch)
     answers = np.asarray(_answers(*nnx.split(cleaning), kept.guide, kept.geometry))
     truth, guide = inner(kept.truth), inner(kept.guide)
-    shown = {"truth": truth, "of the filled": guide[:, 0], "root TV": guide[:, 2], "cleaned": answers}
+    shown = {"truth": truth, "of the filled": guide[:, 0], "tvq": guide[:, -1], "cleaned": answers}
     _pictured(folder / "clean" / "examples.png", shown)
 
     known = [slabs((seed, 0, i)) for i in range(POOL)]

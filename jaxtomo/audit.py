@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,9 @@ def audit(problem: Problem, volume) -> Audit:
 
     The part determined is what linear algebra makes of the volume's own perfect projections, at the noise of the
     images: R v = (AᵀΣ⁻¹A + 1/ρ²)⁻¹ AᵀΣ⁻¹A v, R the resolution operator of a prior that knows nothing but a density ρ.
-    [Backus & Gilbert 1968] What is not in it, v - R v, the method has supplied: it can be right, but no image says so.
+    [Backus & Gilbert 1968] What is not in it, v - R v, the method has supplied, or it is noise of the images that the
+    method let through: it can be right, but no image says so. Volumes of other programs may be in other units of
+    intensity.
 
     Raises InputError for a volume of another shape, or of several channels.
     """
@@ -64,14 +66,18 @@ def audit(problem: Problem, volume) -> Audit:
     floor = (FAINT * float(typical(jnp.asarray(volume)))) ** 2 + 1e-30
     supplied = np.clip(_mean(missing**2) / (_mean(detail**2) + floor), 0, 1)
     share = float(np.sum(missing**2) / max(np.sum(detail**2), 1e-30))
-    return Audit(found, supplied, share, *_by_shell(volume, np.asarray(problem.pose.tilt), _live(problem)))
+    return Audit(found, supplied, share, *_by_shell(volume, problem.pose.select(_live(problem))))
 
 
 @jax.jit
 def _determined(problem, volume):
     problem = parallel.unpadded(problem)
-    perfect = problem.replace(images=problem.project(volume), likelihood=gaussian())
-    return consistent(perfect, measured(problem), jnp.zeros_like(volume), typical(volume) ** 2, STEPS)
+    seen = problem.project(volume)
+    unit = jnp.sum(problem.weights * seen * problem.images) / jnp.maximum(jnp.sum(problem.weights * seen**2), 1e-30)
+    unit = jnp.where(unit > 0, unit, 1.0)
+    perfect = problem.replace(images=unit * seen, likelihood=gaussian())
+    variance = typical(unit * volume) ** 2
+    return consistent(perfect, measured(problem), jnp.zeros_like(volume), variance, STEPS) / unit
 
 
 def audited(problem: Problem, volume) -> dict:
@@ -111,15 +117,17 @@ def _detail(volume):
     return volume - gaussian_filter(volume, DETAIL)
 
 
-def _by_shell(volume, tilt, live):
+def _by_shell(volume, pose):
     """(frequency, outside, empty) of `Audit`."""
-    n = min(side for side in volume.shape if side > 1)
+    n = min((side for side in volume.shape if side > 1), default=1)
     ky = np.fft.rfftfreq(volume.shape[1])[None, :, None]
     kz, kx = np.fft.fftfreq(volume.shape[0])[:, None, None], np.fft.fftfreq(volume.shape[2])[None, None, :]
-    # An image at tilt t measures the plane of y and (x cos t + z sin t), as thick as one over the specimen.
-    distance = np.full((volume.shape[0], 1, volume.shape[2]), np.inf)
-    for angle in tilt[live]:
-        distance = np.minimum(distance, np.abs(kz * np.cos(angle) - kx * np.sin(angle)))
+    # An image measures the plane across its beam, as thick as one over the specimen.
+    distance: Any = np.inf
+    second = np.zeros_like(pose.tilt) if pose.second_tilt is None else np.asarray(pose.second_tilt)
+    for tilt, other in zip(np.asarray(pose.tilt), second, strict=True):
+        along = kz * np.cos(other) + (ky * np.sin(other) if other else 0)
+        distance = np.minimum(distance, np.abs(along * np.cos(tilt) - kx * np.sin(tilt)))
     unseen = np.broadcast_to(
         distance > 0.5 / min(volume.shape[0], volume.shape[2]), (volume.shape[0], ky.size, volume.shape[2])
     )

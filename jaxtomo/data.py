@@ -233,7 +233,8 @@ class Reconstruction:
         metrics: quality numbers by name; curves are arrays. See `jaxtomo.validate.cross_check`.
         settings: solver, parameters, steps, key, versions, device, timings: plain JSON values.
         message: why the run stopped, and what to do if that was not wanted.
-        samples: `[sample, z, y, x]` float32, of an ensemble or of a posterior; None if there is the one volume only.
+        samples: `[sample, z, y, x]` float32, of an ensemble or of a posterior, two or more; None if there is the one
+            volume only. `volume` need not be their mean.
     """
 
     volume: np.ndarray
@@ -247,8 +248,8 @@ class Reconstruction:
 
     @property
     def spread(self) -> np.ndarray | None:
-        """`[z, y, x]`, the standard deviation of every voxel over two samples or more."""
-        return None if self.samples is None or len(self.samples) < 2 else self.samples.std(0, ddof=1)
+        """`[z, y, x]`, the standard deviation of every voxel over the samples."""
+        return None if self.samples is None else self.samples.std(0, ddof=1)
 
     @property
     def voxel_nm(self) -> float | None:

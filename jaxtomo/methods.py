@@ -69,7 +69,7 @@ class Asked(NamedTuple):
         spectrum: of `gaussian`.
         weights: of a method that has learned: a name or a folder; None for its own, see `LEARNED`.
         members: of an ensemble; of `diffusion` samples of the posterior; None for the method's own.
-        adapt: whether `diffusion` fits its network to the series.
+        adapt: whether `diffusion` weighs its network against solutions without one, by left-out tilts.
     """
 
     method: str
@@ -117,7 +117,7 @@ def maker(asked: Asked) -> Callable[[float | None], Any]:
             case "diffusion":
                 trained = _trained(asked.method, asked.weights)
                 if asked.adapt:
-                    return solvers.adapt(trained, **planned)
+                    return solvers.stacked(trained, **planned)
                 return solvers.sample(trained, samples=asked.samples, **planned)
             case "gan":
                 return solvers.gan(_trained(asked.method, asked.weights))

@@ -49,7 +49,7 @@ NEEDS = {
     "dip-tv": Need(103, 5, 2, 700, code=200_000_000),
     "inr": Need(15, 4, 2, 400, code=200_000_000),
     "diffusion": Need(6, 5, 22, 1500, code=300_000_000, network=170),
-    "adapt": Need(600, 5, 2, 2000, code=300_000_000),
+    "adapt": Need(18, 10, 60, 4000, code=300_000_000, network=170),
     "gan": Need(43, 6, 28, 600, code=300_000_000, network=130, angles=128),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
 }
@@ -202,7 +202,7 @@ class Plan:
         if self.in_files:
             rows = -(-self.slab_rows // self.hosts)
             return solver + self._needed(Need(0, AHEAD, 0, 0), rows)
-        return int(solver + HELD * self.stack_bytes)
+        return int(solver + HELD * self.stack_bytes + self._sampled_bytes)
 
     @property
     def _judging_bytes(self) -> int:
@@ -212,7 +212,12 @@ class Plan:
     @property
     def _reporting_bytes(self) -> int:
         shown = self if not self.in_files else self._binned_to(self.reported)
-        return shown._needed(REPORT, shown.rows)
+        return shown._needed(REPORT, shown.rows) + self._sampled_bytes
+
+    @property
+    def _sampled_bytes(self) -> int:
+        """Of samples, as they come and as they are kept."""
+        return 2 * self.members * self.volume_bytes if self.members > 1 else 0
 
     def _binned_to(self, longest: int) -> Plan:
         return self.binned(-(-max(self.thickness, self.rows, self.width) // longest))

@@ -207,18 +207,23 @@ def audit(plane, frequency, outside, empty) -> Figure:
     return figure
 
 
-def bodies(volume, labels, diameters, unit: str) -> Figure:
+OUTLINED = 100  # bodies, one by one; more have one outline
+
+
+def bodies(volume, labels, diameters, unit: str, kind: str) -> Figure:
     """The plane across the tilt axis with most of `labels` `[z, y, x]` outlined in it, and how many bodies have which
-    diameter."""
+    diameter. `kind` is what they are."""
     at = int(np.argmax((labels > 0).sum((0, 2))))
-    image, marked = volume[:, at], labels[:, at] > 0
+    image, here = volume[:, at], labels[:, at]
+    shown = np.setdiff1d(here, 0)
     tall = 3.2
     figure = _blank(WIDE, tall)
     axes = figure.add_axes((0.35 / WIDE, 0.45 / tall, 0.42, 1 - 0.75 / tall))
     low, high = window(image)
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="none")
-    if marked.any() and not marked.all():
-        axes.contour(marked, [0.5], colors=ORANGE, linewidths=0.8)
+    for mask in [here == label for label in shown] if shown.size <= OUTLINED else [here > 0]:
+        if min(here.shape) > 1 and not mask.all():
+            axes.contour(mask, [0.5], colors=ORANGE, linewidths=0.8)
     _style(axes, title=f"xz at y = {at}", xlabel="x →", ylabel="z, beam →", frame=False)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -227,7 +232,7 @@ def bodies(volume, labels, diameters, unit: str) -> Figure:
     if known.size:
         count = int(np.clip(2 * np.sqrt(known.size), 5, 30))
         axes.hist(known, count, color=BLUE, edgecolor="white", linewidth=0.5)
-    _style(axes, title=f"{known.size} bodies", xlabel=f"diameter, {unit}", ylabel="how many")
+    _style(axes, title=f"{known.size} whole {kind}", xlabel=f"diameter, {unit}", ylabel="how many")
     return figure
 
 

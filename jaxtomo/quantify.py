@@ -18,6 +18,7 @@ from .io.atomic import replacing
 
 SMALLEST = 27  # voxels: what is smaller may be noise, and has no shape
 COVERED = 0.9  # of an interval
+SURE = 3.0, 6.0  # times the noise: what may still be nothing, and what is certainly something
 NEAR = 2.0  # voxels beyond a body in which samples of it may lie
 
 Table = dict[str, np.ndarray]
@@ -50,14 +51,20 @@ class Bodies(NamedTuple):
         return "nm" if self.voxel_nm else "voxels"
 
     @property
+    def sizes(self) -> np.ndarray:
+        """Diameters of those that the border does not cut."""
+        return self.table["diameter"][self.table["whole"] > 0]
+
+    @property
     def summary(self) -> dict[str, float]:
-        """What is said of all bodies together: `count`, `fraction` of the envelope, and of those that the border does
-        not cut the mean, median and standard deviation of the diameters, the mean aspect ratio and the mean elongation
-        along the beam."""
+        """What is said of all bodies together: `count`, of these `cut` by the border, `fraction` of the envelope, and
+        of those that are whole the mean, median and standard deviation of the diameters, the mean aspect ratio and the
+        mean elongation along the beam."""
         whole = self.table["whole"] > 0
-        found = {"count": float(whole.size), "fraction": float(np.count_nonzero(self.labels) / max(self.envelope, 1))}
+        found = {"count": float(whole.size), "cut": float(np.count_nonzero(~whole))}
+        found |= {"fraction": float(np.count_nonzero(self.labels) / max(self.envelope, 1))}
         if whole.any():
-            diameter = self.table["diameter"][whole]
+            diameter = self.sizes
             found |= {
                 "diameter_mean": float(diameter.mean()),
                 "diameter_median": float(np.median(diameter)),
@@ -91,10 +98,24 @@ def thresholds(volume, classes: int = 2) -> np.ndarray:
     volume = _checked(volume)
     if not 2 <= classes <= 5:
         raise InputError(f"{classes} classes. Give 2 to 5.")
-    low, high = np.percentile(volume, (0.05, 99.95))
+    few = min(SMALLEST // 2, volume.size // 4)  # voxels that may be outliers, at either end
+    low, high = np.partition(volume, (few, volume.size - 1 - few), axis=None)[[few, volume.size - 1 - few]]
     if not high > low:
         raise InputError("the volume is even: there is nothing to tell apart. Give a threshold.")
-    return np.asarray(threshold_multiotsu(np.clip(volume, low, high), classes))
+    clipped = np.clip(volume, low, high)
+    if classes == 2 and ((clipped == low) | (clipped == high)).all():
+        return np.array([(low + high) / 2])
+    try:
+        found = np.asarray(threshold_multiotsu(clipped, classes))
+    except ValueError as error:
+        raise InputError(f"the volume has fewer than {classes} different values. Give --classes 2.") from error
+    # Where nearly all is nothing, least variance parts its noise.
+    nothing = float(np.median(clipped))
+    noise = 1.4826 * float(np.median(np.abs(clipped - nothing)))
+    matter = clipped[clipped > nothing + SURE[1] * noise]
+    if matter.size > few and found[-1] < nothing + SURE[0] * noise:
+        found[-1] = (nothing + float(np.median(matter))) / 2
+    return found
 
 
 def particles(
@@ -122,7 +143,7 @@ def particles(
     volume = _checked(volume)
     threshold = float(thresholds(volume, classes)[-1]) if threshold is None else threshold
     labels = _labelled(_above(volume, threshold), smallest, split)
-    table = measured(labels, volume, threshold, voxel_nm)
+    table = measured(labels, volume, threshold, 1, voxel_nm)
     return Bodies(labels, volume, threshold, 1, table, labels.size, voxel_nm)
 
 
@@ -137,15 +158,14 @@ def pores(
     reach: float = 8.0,
 ) -> Bodies:
     """Voids: what is darker than a threshold, by default the lower one of `thresholds`, inside the envelope of the
-    specimen, which bridges gaps of twice `reach` voxels. Their `fraction` is the porosity. Other arguments as of
-    `particles`."""
+    specimen, which bridges gaps of twice `reach` voxels, also those between bodies that are apart. Their `fraction` is
+    the porosity. Other arguments as of `particles`."""
     volume = _checked(volume)
     threshold = float(thresholds(volume, classes)[0]) if threshold is None else threshold
     solid = _above(volume, threshold)
-    envelope = closed(solid, reach)
+    envelope = closed(_labelled(solid, smallest, 0) > 0, reach)
     labels = _labelled(envelope & ~solid, smallest, split)
-    table = measured(labels, -volume, -threshold, voxel_nm)
-    table["intensity"] *= -1
+    table = measured(labels, volume, threshold, -1, voxel_nm)
     return Bodies(labels, volume, threshold, -1, table, int(np.count_nonzero(envelope)), voxel_nm)
 
 
@@ -161,14 +181,15 @@ def closed(solid, reach: float) -> np.ndarray:
     return np.asarray(binary_fill_holes(shrunk[inside, inside, inside] | solid))
 
 
-def measured(labels, field, level: float, voxel_nm: float | None = None) -> Table:
-    """Values of every body of `labels`, in which `field` is above `level`, `[body]` by name:
+def measured(labels, volume, threshold: float, sign: int, voxel_nm: float | None = None) -> Table:
+    """Values of every body of `labels`, with `volume` above the threshold inside (`sign` 1) or below it (-1), `[body]`
+    by name:
 
     label; z, y, x of the centre in voxels; volume; diameter of the ball of that volume; surface, of the isosurface at
-    the level; sphericity, the surface of that ball over this [Wadell 1932]; length, breadth and thickness of the
-    ellipsoid with the same second moments; aspect, length over thickness; tilted, the angle of the length from the beam
-    in degrees; elongation, the extent along the beam over that across it; neighbour, the distance to the nearest other
-    centre; intensity, its mean; whole, 0 of bodies that the border cuts.
+    the threshold; sphericity, that of a ball with as much inside over it [Wadell 1932]; length, breadth and thickness
+    of the ellipsoid with the same second moments; aspect, length over thickness; tilted, the angle of the length from
+    the beam in degrees; elongation, the extent along the beam over that across it; neighbour, the distance to the
+    nearest other centre; intensity, its mean; whole, 0 of bodies that the border cuts.
     """
     from scipy.ndimage import find_objects
     from scipy.spatial import KDTree
@@ -188,7 +209,8 @@ def measured(labels, field, level: float, voxel_nm: float | None = None) -> Tabl
         thickness, breadth, length = 2 * np.sqrt(5 * sizes) * unit
         z, y, x = np.sqrt(np.diag(moments))
         diameter = (6 * count / np.pi) ** (1 / 3) * unit
-        surface = _surface(mine, (labels[wide] > 0) & ~mine, field[wide], level) * unit**2
+        field = sign * volume[wide].astype(float)
+        surface, inside = _surface(mine, (labels[wide] > 0) & ~mine, field, sign * threshold)
         cut = any(b.start == 0 or b.stop == n for b, n in zip(box, labels.shape, strict=True))
         rows.append(
             {
@@ -196,8 +218,8 @@ def measured(labels, field, level: float, voxel_nm: float | None = None) -> Tabl
                 **dict(zip("zyx", centre + [w.start for w in wide], strict=True)),
                 "volume": count * unit**3,
                 "diameter": diameter,
-                "surface": surface,
-                "sphericity": np.pi * diameter**2 / surface,
+                "surface": surface * unit**2,
+                "sphericity": np.pi ** (1 / 3) * (6 * inside) ** (2 / 3) / surface,
                 "length": length,
                 "breadth": breadth,
                 "thickness": thickness,
@@ -205,7 +227,7 @@ def measured(labels, field, level: float, voxel_nm: float | None = None) -> Tabl
                 "tilted": np.degrees(np.arccos(min(1.0, abs(axes[0, 2])))),
                 "elongation": z / np.sqrt(y * x),
                 "neighbour": np.nan,
-                "intensity": field[wide][mine].mean(),
+                "intensity": sign * field[mine].mean(),
                 "whole": float(not cut),
             }
         )
@@ -223,21 +245,19 @@ NAMES = (
 
 
 def intervals(
-    bodies: Bodies,
-    samples: Sequence[np.ndarray] | np.ndarray,
-    find: Callable[[np.ndarray], Bodies],
-    covered: float = COVERED,
+    bodies: Bodies, samples: Sequence[np.ndarray] | np.ndarray, find: Callable[..., Bodies], covered: float = COVERED
 ) -> dict[str, Interval]:
-    """Where the values of `bodies.table` and, as single numbers, of `bodies.summary` are expected, by samples.
+    """What samples leave open of the values of `bodies.table` and, as single numbers, of `bodies.summary`.
 
-    What a sample has within `NEAR` voxels of a body, and nearer to it than to any other, is measured as that body was.
-    The interval is where one more draw from the same normal distribution would be: mean ± t s √(1 + 1/n).
+    What a sample has within `NEAR` voxels of a body, and nearer to it than to any other, is measured as that body was,
+    at the same threshold. The interval is the value ± t s √(1 + 1/n), where one more sample would be if all were about
+    it. What is the same in all samples, such as what a missing wedge does to all of them, is not in it.
 
     Args:
         bodies: of the volume.
         samples: other volumes that explain the images.
         find: `particles` or `pores`, with the settings that found `bodies`.
-        covered: how often the true value should lie inside.
+        covered: how often one more sample should lie inside.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -246,26 +266,35 @@ def intervals(
     distances: Any = distance_transform_edt(bodies.labels == 0, return_indices=True)
     away, nearest = distances
     territory = np.where(away <= NEAR, bodies.labels[tuple(nearest)], 0)
+    del distances, away, nearest
     tables, summaries = [], []
-    for sample in samples:
-        found = find(sample)
+    for k, sample in enumerate(samples):
+        if not np.any(bodies.sign * (np.asarray(sample) - bodies.threshold) > 0):
+            found = bodies._replace(labels=0 * bodies.labels, table={n: v[:0] for n, v in bodies.table.items()})
+        else:
+            try:
+                found = find(sample, threshold=bodies.threshold)
+            except InputError as error:
+                raise InputError(f"sample {k + 1}: {error}") from error
         theirs = np.where(found.labels > 0, territory, 0)
-        here = measured(theirs, found.sign * found.volume, found.sign * found.threshold, bodies.voxel_nm)
+        here = measured(theirs, found.volume, found.threshold, found.sign, bodies.voxel_nm)
         index = here["label"].astype(int) - 1
         table = {name: np.full(bodies.table["label"].shape, np.nan) for name in here}
         for name, values in here.items():
             table[name][index] = values
-        table["volume"] = np.nan_to_num(table["volume"])  # of a body that is not there
+        for name in ("volume", "diameter", "surface"):
+            table[name] = np.nan_to_num(table[name])  # of a body that is not there
         tables.append(table)
         summaries.append(found.summary)
-    ends = {
-        name: _interval(np.stack([table[name] for table in tables]), covered)
-        for name in bodies.table
-        if name not in ("label", "whole", "intensity")
-    }
-    for name in bodies.summary:
-        ends[name] = _interval(np.array([[summary.get(name, np.nan)] for summary in summaries]), covered)
-    return ends
+    names = [name for name in NAMES if name not in ("label", "whole", "intensity")]
+    known = {name: (bodies.table[name], np.stack([t[name] for t in tables])) for name in names}
+    for name, value in bodies.summary.items():
+        known[name] = np.array([value]), np.array([[summary.get(name, np.nan)] for summary in summaries])
+    return {name: _interval(*values, covered, MOST.get(name, np.inf)) for name, values in known.items()}
+
+
+MOST = {"tilted": 90.0, "sphericity": 1.0, "fraction": 1.0}
+"""What some values can be at most; all are 0 or more."""
 
 
 def write_table(path: str | Path, bodies: Bodies, ends: Mapping[str, Interval] | None = None) -> None:
@@ -282,7 +311,7 @@ def write_table(path: str | Path, bodies: Bodies, ends: Mapping[str, Interval] |
 
 
 def _checked(volume) -> np.ndarray:
-    volume = np.asarray(volume, float)
+    volume = np.asarray(volume, np.float32)
     if volume.ndim != 3 or volume.size == 0:
         raise InputError(f"a volume of shape {volume.shape}. Give [z, y, x].")
     if not np.isfinite(volume).all():
@@ -312,7 +341,10 @@ def _labelled(mask, smallest: int, split: float) -> np.ndarray:
 
         depth = np.asarray(distance_transform_edt(mask))
         deepest: Any = label(h_maxima(depth, split), np.ones((3, 3, 3)))
-        labels = watershed(-depth, deepest[0], mask=mask)
+        markers = deepest[0]
+        thin = np.setdiff1d(np.arange(1, found[1] + 1), labels[markers > 0])  # bodies without one
+        markers = np.where(np.isin(labels, thin), labels + markers.max(), markers)
+        labels = watershed(-depth, markers, mask=mask)
     count = np.bincount(labels.ravel())
     count[0] = 0
     kept = np.argsort(-count, kind="stable")[: np.count_nonzero(count >= max(smallest, 1))]
@@ -321,25 +353,30 @@ def _labelled(mask, smallest: int, split: float) -> np.ndarray:
     return new[labels]
 
 
-def _surface(mine, others, field, level: float) -> float:
-    """Area of the isosurface around the voxels `mine`, in voxels, where no other body is."""
+def _surface(mine, others, field, level: float) -> tuple[float, float]:
+    """Area of the isosurface around the voxels `mine` where no other body is, and the volume inside, in voxels."""
     from scipy.ndimage import binary_dilation
     from skimage.measure import marching_cubes, mesh_surface_area
 
     # As far below the level as the body is above it: the surface is midway to what is left out.
     low = 2 * level - field[mine].mean()
+    if not low < level:
+        field, level, low = mine.astype(float), 0.5, 0.0
     seen = np.pad(np.where(binary_dilation(mine) & ~others, field, low), 1, constant_values=low)
-    return float(mesh_surface_area(*marching_cubes(seen, level)[:2]))
+    points, faces = marching_cubes(seen, level)[:2]
+    a, b, c = (points[faces[:, i]].astype(float) for i in range(3))
+    inside = abs(np.einsum("ij,ij->", a, np.cross(b, c))) / 6
+    return float(mesh_surface_area(points, faces)), float(inside)
 
 
-def _interval(values, covered: float) -> Interval:
-    """Of `values [sample, body]`, of which those that are NaN do not count."""
+def _interval(values, samples, covered: float, most: float) -> Interval:
+    """About `values [body]`, by `samples [sample, body]` but those that are NaN; from 0 to `most`."""
     from scipy.stats import t
 
-    count = np.isfinite(values).sum(0)
-    ends = np.full((2, values.shape[1]), np.nan)
-    for i in np.flatnonzero(count >= 2):
-        known = values[np.isfinite(values[:, i]), i]
+    count = np.isfinite(samples).sum(0)
+    ends = np.full((2, values.size), np.nan)
+    for i in np.flatnonzero((count >= 2) & np.isfinite(values)):
+        known = samples[np.isfinite(samples[:, i]), i]
         half = t.ppf(0.5 + covered / 2, known.size - 1) * known.std(ddof=1) * np.sqrt(1 + 1 / known.size)
-        ends[:, i] = known.mean() - half, known.mean() + half
+        ends[:, i] = max(values[i] - half, 0), min(values[i] + half, most)
     return Interval(*ends)

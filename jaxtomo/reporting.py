@@ -128,13 +128,13 @@ def _audit(result: Reconstruction) -> Section:
         plot.audit(*(np.asarray(found[name]) for name in ("plane", "frequency", "outside", "empty"))),
         "What the images determine of the volume, and what the method supplied",
         "From the left: the middle slice; what linear algebra makes of its own projections at the noise of the images; "
-        "the share of the power of its detail that is not in that, bright where the method alone says what is there; "
+        "the share of the power of its detail that is not in that, bright where the images do not say what is there; "
         "and the share of the power at frequencies that no image reaches: a method that supplies nothing stays near "
         "zero, one whose specimen is alike in all directions comes to the dashed line.",
     )
     text = (
         f"<p>{100 * share:.0f} % of the power of the detail, what varies over a few voxels, is not determined by the "
-        "images but supplied by the method. It can be right; no image says so.</p>"
+        "images at their noise: the method supplied it, or let noise through. It can be right; no image says so.</p>"
     )
     return "measured", "What was measured", text + drawn
 
@@ -302,7 +302,7 @@ def _bodies(measured: Measured) -> Section:
     kind, bodies, ends = measured
     volume, table = bodies.volume, bodies.table
     drawn = _figure(
-        plot.bodies(volume, bodies.labels, table["diameter"], bodies.unit),
+        plot.bodies(volume, bodies.labels, bodies.sizes, bodies.unit, kind),
         f"The {kind} that were found, and their sizes",
         f"Left: a plane with the {kind} outlined, what is {'brighter' if bodies.sign > 0 else 'darker'} than "
         f"{bodies.threshold:.4g}. Right: diameters of balls of the same volume. A missing wedge makes bodies longer "
@@ -314,7 +314,7 @@ def _bodies(measured: Measured) -> Section:
         return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if np.isfinite(low) else "")
 
     rows = [(name.replace("_", " "), said(name, 0, value)) for name, value in bodies.summary.items()]
-    left = as_table(rows, ("", "90 % intervals, from samples" if ends else ""))
+    left = as_table(rows, ("", "with what samples leave open (90 %)" if ends else ""))
     names = ("volume", "diameter", "aspect", "elongation", "neighbour")
     largest = range(min(LISTED, table["label"].size))
     lines = [(f"{i + 1}", *(said(name, i, table[name][i]) for name in names)) for i in largest]

@@ -8,7 +8,7 @@
     reconstruction.h5   everything: volume, poses, aligned series, history, metrics
     report.html         for a person
     volume.zarr         the volume as OME-Zarr, if that was asked for
-    spread.mrc          of an ensemble, the standard deviation of every voxel
+    spread.mrc          of an ensemble or of samples, the standard deviation of every voxel
     poses.csv           of refined poses, a line a tilt, with what is left open of each
 
 Results appear together and whole, or not at all.

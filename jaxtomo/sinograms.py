@@ -34,8 +34,8 @@ class Slab(NamedTuple):
     Attributes:
         truth: `[z, x, y]`.
         sinogram: `[angle, x, y]`, perfect ray sums over half a turn.
-        guide: `[2, z, x, y]`.
-        seen: `[2, angle, x, y]`, projections of the guides.
+        guide: `[guide, z, x, y]`.
+        seen: `[guide, angle, x, y]`, projections of the guides.
         far: `[angle]`, see `priors.gan.unmeasured`.
         geometry: `[5]`.
         images: `[tilt, x, y]`.
@@ -54,8 +54,8 @@ class Slab(NamedTuple):
 
 
 class Filling(NamedTuple):
-    """`sinogram [angle, x, y]`, what the first network is shown of it, `seen [2, angle, x, y]` and `known [angle, 10]`,
-    and `far [angle]`, all over one scale."""
+    """`sinogram [angle, x, y]`, what the first network is shown of it, `seen [guide, angle, x, y]` and
+    `known [angle, 10]`, and `far [angle]`, all over one scale."""
 
     sinogram: np.ndarray
     seen: np.ndarray
@@ -120,7 +120,7 @@ class Slabs:
     def filling(self, seed: Sequence[int], validation: bool = False) -> Filling:
         """The example of a seed for the first network."""
         slab = self(seed, validation)
-        scale = np.sqrt(np.mean(slab.seen[1] ** 2)) + 1e-20
+        scale = np.sqrt(np.mean(slab.seen[-1] ** 2)) + 1e-20
         known = np.asarray(told(jnp.asarray(slab.far), jnp.asarray(slab.geometry)))
         return Filling(slab.sinogram / scale, slab.seen / scale, known, slab.far)
 
@@ -138,7 +138,7 @@ class Slabs:
 
 @jax.jit
 def _volume(problem, slab: Slab, fill):
-    scale = jnp.sqrt(jnp.mean(slab.seen[1] ** 2)) + 1e-20
+    scale = jnp.sqrt(jnp.mean(slab.seen[-1] ** 2)) + 1e-20
     network, known = nnx.merge(*fill), told(slab.far, slab.geometry)
     sinogram = scale * slice_by_slice(lambda part: network(part, known), slab.seen / scale)
     whole, solver = extended(problem, sinogram, slab.far), sirt()

@@ -239,6 +239,7 @@ def reconstruct(
     samples = None
     if solver.samples is not None:
         samples = np.ascontiguousarray(np.asarray(solver.samples(problem, state), np.float32).swapaxes(-2, -1))
+        samples = samples if len(samples) > 1 else None
     metrics = {}
     if assess:
         from .audit import audited

@@ -57,6 +57,10 @@ def test_more_images_determine_more(problem):
     few, many = (audit.audit(p, volume) for p in (half, problem))
     assert few.share > 1.3 * many.share and (few.empty >= many.empty).all() and few.empty[-1] > many.empty[-1]
     assert np.linalg.norm(many.determined - volume) < 0.5 * np.linalg.norm(volume)
+    # Other programs have other units.
+    thousand = audit.audit(problem, 1000 * volume)
+    assert thousand.share == pytest.approx(many.share, rel=1e-3)
+    np.testing.assert_allclose(thousand.determined / 1000, many.determined, atol=2e-3)
 
 
 def test_power_outside_what_is_measured(problem):
@@ -70,6 +74,23 @@ def test_power_outside_what_is_measured(problem):
         found = audit.audit(problem, volume)
         assert found.frequency[11] == pytest.approx(12 / SIDE)
         assert found.outside[11] == pytest.approx(expected, abs=1e-3)
+
+
+def test_planes_are_those_of_the_projector():
+    """What tilts to one side measure, and images of a specimen that is tilted a second time."""
+    z, y, x = np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij")
+    for tilt, second, along in ((45.0, 0.0, (1, 0, -1)), (-45.0, 0.0, (1, 0, 1)), (0.0, 45.0, (1, 1, 0))):
+        series = jt.TiltSeries(np.ones((1, SIDE, SIDE), np.float32), [tilt])
+        pose = jt.Pose.nominal([tilt])
+        pose = pose.replace(second_tilt=jnp.deg2rad(jnp.array([second]))) if second else pose
+        problem = jt.Problem(series, pose)
+        for sign in (1, -1):
+            phase = 2 * np.pi * 8 / SIDE * (along[0] * z + sign * (along[1] * y + along[2] * x))
+            wave = np.cos(phase).astype(np.float32)
+            seen = np.asarray(problem.project(jnp.asarray(wave.swapaxes(1, 2))))[0, 16:-16, 16:-16]
+            found = audit.audit(problem, wave)
+            outside = found.outside[np.rint(8 * np.sqrt(2)).astype(int) - 1]
+            assert (outside > 0.5) == (np.abs(seen).max() < 5)
 
 
 def test_a_run_says_what_was_measured(problem, tmp_path):

@@ -56,17 +56,17 @@ def test_an_untrained_pair_gives_what_it_is_shown():
         gans.SinogramFill(channels=4, growth=2, blocks=1, rngs=nnx.Rngs(0)),
         gans.TomogramClean(channels=(4, 8), rngs=nnx.Rngs(0)),
     )
-    seen = jax.random.normal(jax.random.key(0), (2, gans.ANGLES, 9, 4))
+    seen = jax.random.normal(jax.random.key(0), (gans.GUIDES, gans.ANGLES, 9, 4))
     answer = jax.jit(fill)(seen, jnp.zeros((gans.ANGLES, gans.TOLD)))
     np.testing.assert_allclose(answer, seen.mean(0)[..., 1:-1], atol=1e-6)
-    volumes = jax.random.normal(jax.random.key(0), (3, 8, 9, 4))
+    volumes = jax.random.normal(jax.random.key(0), (1 + gans.GUIDES, 8, 9, 4))
     np.testing.assert_allclose(jax.jit(clean)(volumes, jnp.zeros(gans.GEOMETRY)), volumes[0, ..., 1:-1], atol=1e-6)
 
 
 def test_the_ends_of_half_a_turn_see_each_other():
     """The last angle is beside the first, turned round."""
     fill = pair().pair.fill
-    seen = jax.random.normal(jax.random.key(0), (2, gans.ANGLES, 8, 3))
+    seen = jax.random.normal(jax.random.key(0), (gans.GUIDES, gans.ANGLES, 8, 3))
     known = jnp.zeros((gans.ANGLES, gans.TOLD))
     felt = jax.jacrev(lambda seen: fill(seen, known)[0, 0, 0])(seen)
     assert jnp.abs(felt[:, -1, -2:]).max() > 0 and not felt[:, gans.ANGLES // 2].any()
@@ -249,7 +249,7 @@ def test_weights_are_kept_and_read(tmp_path):
     given = pair()
     gans.save(tmp_path / "w", given)
     found = gans.load(tmp_path / "w")
-    seen = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+    seen = jax.random.normal(jax.random.key(0), (1 + gans.GUIDES, 8, 8, 3))
     args = seen, jnp.ones(gans.GEOMETRY)
     np.testing.assert_allclose(found.pair.clean(*args), given.pair.clean(*args), atol=5e-3)  # half precision
     assert found.name == given.name and found.card["method"] == "gan"
@@ -302,7 +302,7 @@ def test_slabs_are_simulated_once(volumes, tmp_path):
     assert one.truth.shape == (16, 16, 4) and one.sinogram.shape == one.seen.shape[1:] == (gans.ANGLES, 16, 4)
     example = slabs.filling((0, 0, 1))
     part = example.patch((16, 2), np.random.default_rng(0))
-    assert part.sinogram.shape == (gans.ANGLES, 16, 2) and part.seen.shape == (2, gans.ANGLES, 16, 2)
+    assert part.sinogram.shape == (gans.ANGLES, 16, 2) and part.seen.shape == (gans.GUIDES, gans.ANGLES, 16, 2)
     # What is perfect explains what was measured but for its noise.
     near = np.abs(one.sinogram - one.seen[0])[one.far < 0.5].mean()
     assert near < np.abs(one.sinogram).mean()

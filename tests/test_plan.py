@@ -88,6 +88,10 @@ def test_the_advice_fits(method, free):
     assert "--bin" in words or "--slabs" in words or free == 3e6
 
 
+def test_gan_plans_for_the_angles_it_makes():
+    assert plan.NEEDS["gan"].angles == gan.ANGLES
+
+
 def test_a_device_has_its_own_limit():
     run = Plan("tv", 61, 256, 256, 256, steps=100, device="gpu")
     assert plan.fits(run, Memory(10**12, 10**12)) and plan.fits(run, Memory(None))

@@ -18,6 +18,7 @@ from jaxtomo.priors import density as densities
 from jaxtomo.priors import score as scores
 from jaxtomo.simulate import Microscope, simulate
 from jaxtomo.solvers import consistent, posing, samplers, told
+from jaxtomo.solvers.stacked import left_out, shares
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +202,7 @@ SOLVERS = {
     "prior alone": solvers.sample(weights(), 4, samples=1, guided=False),
     "plug-and-play": solvers.plug_and_play(weights(), (1.0, 0.5, 0.3, 0.2)),
     "adapt": solvers.adapt(weights(), rank=1, steps=20),
+    "stacked": solvers.stacked(weights(), 4),
 }
 
 
@@ -251,6 +253,34 @@ def test_an_adapted_network_starts_as_itself_and_explains_the_images_better(prob
     np.testing.assert_allclose(model_of(start)(), plain, atol=1e-4)
     history = jt.reconstruct(problem, solver, callbacks=(), assess=False).history
     assert history["loss"][-1] < history["loss"][0]
+
+
+def test_shares_are_those_that_predict_left_out_tilts():
+    """Of volumes with the truth among them all to it; of two of which it is the mean half each."""
+    fine = phantoms.core_shell((24, 24, 24), seed=1)
+    series, truth, _ = simulate(fine, np.arange(-60, 61, 10.0), Microscope(dose=1e4), seed=1)
+    problem, truth = jt.Problem(series), jnp.asarray(truth.swapaxes(1, 2))
+    kept, left = left_out(problem)
+    assert (kept.weights + left.weights == problem.weights).all() and int((left.weights[:, 0, 0] > 0).sum()) == 3
+    other = jax.random.uniform(jax.random.key(0), truth.shape)
+    found = shares(left, jnp.stack([other, 0.3 * truth, truth]))
+    assert found[2] > 0.97 and float(found.sum()) == pytest.approx(1, abs=1e-5)
+    found = shares(left, jnp.stack([0.5 * truth, 1.5 * truth, other]))
+    np.testing.assert_allclose(found, [0.5, 0.5, 0], atol=0.02)
+    nothing = left.replace(weights=0 * left.weights)
+    np.testing.assert_array_equal(shares(nothing, jnp.stack([other, truth])), [1, 0])
+    one = jt.Problem(jt.TiltSeries(series.images[:1], series.tilt_deg[:1]))
+    assert not left_out(one)[1].weights.any()
+
+
+def test_a_network_that_knows_nothing_is_given_no_share():
+    fine = phantoms.core_shell((32, 32, 32), seed=1)
+    series, truth, _ = simulate(fine, np.arange(-60, 61, 5.0), Microscope(dose=100.0), seed=1)
+    problem, misled = jt.Problem(series), weights()
+    result = jt.reconstruct(problem, solvers.stacked(misled, 4), callbacks=(), assess=False)
+    alone = jt.reconstruct(problem, solvers.expected(misled, 4), callbacks=(), assess=False)
+    assert result.history["network_share"][-1] < 0.3
+    assert metrics.psnr(result.volume, truth) > metrics.psnr(alone.volume, truth) + 1
 
 
 def test_mirror_images_of_a_symmetric_answer_agree(problem):

@@ -14,7 +14,7 @@ from ..console import Console, as_json, table
 from ..errors import InputError
 from .options import NONE, Outcome, Showing, UsageError, refuse_taken, required
 
-FILES = ("bodies.csv", "summary.json", "labels.mrc", "bodies.png")
+FILES = ("bodies.csv", "summary.json", "labels.mrc", "bodies.png", "report.html")
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class Quantify:
     """Count and measure the particles or the pores of a volume: sizes, shapes, distances, porosity.
 
     Writes a table with a line for each, the volume of their labels, a figure and a summary; of a run also its report
-    again, with a section about them. Where the run has samples (--members 8, or --method diffusion) every value has the
-    interval that these leave open.
+    with a section about them. Where the run has samples (--members 8, or --method diffusion) every value has the
+    interval that these leave open; what is the same in all of them, such as what the missing wedge does, is not in it.
     """
 
     volume: Annotated[str | None, Positional, arg(metavar="RUN|FILE", help_behavior_hint=NONE)] = None
     """The folder of a run, or a volume."""
     pores: Annotated[bool, arg(help_behavior_hint=NONE)] = False
-    """Measure what is empty inside the specimen, not what is bright."""
+    """Measure what is empty inside the specimen, not what is bright. Gaps between bodies that are apart count too."""
     threshold: Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="(default: Otsu's)")] = None
     """Intensity at their surface."""
     classes: Annotated[int, arg(metavar="N")] = 2
     """Kinds of matter, the empty one included, for Otsu's threshold: 3 for particles on a visible support. Particles
-    are the brightest, pores the darkest."""
+    are the brightest (of some with a brighter core, the core), pores the darkest."""
     smallest: Annotated[int, arg(metavar="N")] = 27
     """Voxels of the smallest that counts."""
     split: Annotated[float, arg(metavar="VOXELS")] = 0.0
@@ -52,10 +52,16 @@ class Quantify:
 
 def run(settings: Quantify, console: Console) -> Outcome:
     place = Path(required(settings.volume, "RUN or FILE"))
-    for name in ("smallest", "split", "reach", "voxel_nm"):
+    for name in ("smallest", "split", "reach"):
         value = getattr(settings, name)
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"--{name.replace('_', '-')} {value:g}: give 0 or more.")
+        if not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"--{name} {value:g}: give 0 or more.")
+    if settings.voxel_nm is not None and not (math.isfinite(settings.voxel_nm) and settings.voxel_nm > 0):
+        raise UsageError(f"--voxel-nm {settings.voxel_nm:g}: give a number above 0.")
+    if settings.threshold is not None and not math.isfinite(settings.threshold):
+        raise UsageError(f"--threshold {settings.threshold:g}: give a number.")
+    if not 2 <= settings.classes <= 5:
+        raise UsageError(f"--classes {settings.classes}: give 2 to 5.")
     kind = "pores" if settings.pores else "particles"
     beside = place / kind if place.is_dir() else place.with_name(f"{place.stem}_{kind}")
     out = Path(settings.out or beside)
@@ -78,7 +84,7 @@ def run(settings: Quantify, console: Console) -> Outcome:
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     samples = None if result is None else result.samples
-    ends = quantify.intervals(bodies, samples, find) if samples is not None and len(samples) > 1 else {}
+    ends = {} if samples is None else quantify.intervals(bodies, samples, find)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,7 +103,7 @@ def run(settings: Quantify, console: Console) -> Outcome:
     quantify.write_table(out / "bodies.csv", bodies, ends)
     write(out / "labels.mrc", bodies.labels.astype("float32"), voxel_nm=voxel_nm)
     with replacing(out / "bodies.png") as partial:
-        plot.bodies(volume, bodies.labels, bodies.table["diameter"], bodies.unit).savefig(
+        plot.bodies(volume, bodies.labels, bodies.sizes, bodies.unit, kind).savefig(
             partial, format="png", dpi=150, facecolor="white"
         )
     with replacing(out / "summary.json") as partial:
@@ -105,8 +111,8 @@ def run(settings: Quantify, console: Console) -> Outcome:
     if result is not None:
         from ..reporting import report
 
-        report(place / "report.html", result, quantify.Measured(kind, bodies, ends))
-    rows = [(_words(name), _value(name, value, bodies, ends)) for name, value in summary.items()]
+        report(out / "report.html", result, quantify.Measured(kind, bodies, ends))
+    rows = [(_words(name, kind), _value(name, value, bodies, ends)) for name, value in summary.items()]
     rows += [("threshold", f"{bodies.threshold:.4g}"), ("written to", out)]
     return Outcome(f"{kind} of {source}\n{table(rows)}", {**document, "folder": str(out)})
 
@@ -128,13 +134,15 @@ def _read(place: Path):
     return source, result.volume, result.voxel_nm, result
 
 
-def _words(name: str) -> str:
-    return {"fraction": "share of the volume", "count": "how many"}.get(name, name.replace("_", " "))
+def _words(name: str, kind: str) -> str:
+    share = "porosity" if kind == "pores" else "share of the volume"
+    words = {"fraction": share, "count": "how many", "cut": "cut by the border, not in the means"}
+    return words.get(name, name.replace("_", " "))
 
 
 def _value(name: str, value: float, bodies, ends) -> str:
     unit = f" {bodies.unit}" if name.startswith("diameter") else ""
     text = f"{value:.4g}{unit}"
     if name in ends and math.isfinite(ends[name].low[0]):
-        text += f"  (90 %: {ends[name].low[0]:.4g} to {ends[name].high[0]:.4g})"
+        text += f"  (samples: {ends[name].low[0]:.4g} to {ends[name].high[0]:.4g})"
     return text

@@ -109,7 +109,8 @@ class Solving:
     """What diffusion has learned: nano from particles, pores and crystals, fibsem from tissue; or the weights of a
     jaxtomo train score, or, for gan, of a jaxtomo train gan."""
     adapt: Annotated[bool, arg(help_behavior_hint=NONE)] = False
-    """Fit the network of diffusion to this series, for a specimen unlike those it was trained on."""
+    """Weigh the network of diffusion against solutions without one by how well each predicts left-out tilts, for a
+    specimen unlike those it was trained on."""
     hold_out: Annotated[int, arg(metavar="N")] = 0
     """Leave N tilts out, spread over the range, and report how well the volume predicts them."""
     assess: Annotated[bool, arg(help_behavior_hint=NONE)] = True
@@ -243,7 +244,7 @@ def _check(settings: Reconstruct) -> None:
             f"--weights: what {' or '.join(methods.LEARNED)} has learned, and only that. Give such a --method, or none."
         )
     if solving.adapt and (solving.method != "diffusion" or members > 1):
-        raise InputError("--adapt: fits the network of --method diffusion, and not with --members. Leave it out.")
+        raise InputError("--adapt: weighs the network of --method diffusion, and not with --members. Leave it out.")
     if hosts.several() and learned:
         raise InputError(f"--method {solving.method}: not on several hosts. Start it on one.")
     if hosts.several() and members > 1:

@@ -239,8 +239,8 @@ def _write(task: Task, result: Reconstruction) -> list[str]:
             with run_folder.naming_disk_errors(stored.path):
                 complete_mrc(stored.path, outgoing(str(volume), result))
                 write_angles(volume.with_suffix(".rawtlt"), np.rad2deg(np.asarray(result.pose.tilt, float)))
-        if result.spread is not None:
-            write(stage / run_folder.SPREAD, result.spread, result.voxel_nm)
+        if (deviation := result.spread) is not None:
+            write(stage / run_folder.SPREAD, deviation, result.voxel_nm)
         write(stage / "reconstruction.h5", result)
         if task.settings.running.zarr:
             write(stage / run_folder.ZARR, result)

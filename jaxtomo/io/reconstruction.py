@@ -80,7 +80,8 @@ def _write_array(group: h5py.Group, name: str, out: Outgoing, size: str) -> None
 def _write_result(file: h5py.File, result: Reconstruction) -> None:
     file.attrs.update(message=result.message, settings=_json(dict(result.settings)))
     if result.samples is not None:
-        chunks = (1, *(min(n, most) for n, most in zip(result.samples.shape[1:], _CHUNK, strict=True)))
+        shape = result.samples.shape
+        chunks = (*[1] * (len(shape) - 3), *(min(n, most) for n, most in zip(shape[-3:], _CHUNK, strict=True)))
         put(file, "samples", result.samples, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True)
     pose = file.create_group("pose")
     for field in dataclasses.fields(result.pose):

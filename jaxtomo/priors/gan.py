@@ -1,8 +1,8 @@
 """Two networks that were taught by critics: one fills the sinogram, the other cleans the tomogram.
 
-Both see what images make of a volume without a network, the Gaussian solution and that of root TV, and learn what is
-wrong with these: the first in their projections over half a turn, the second in their slices. Neighbouring slices are
-further channels: both answer for the rows that have them on both sides. [Ding et al. 2019 for the pair]
+Both see what images make of a volume without a network, the Gaussian solution and two of sparse edges, and learn what
+is wrong with these: the first in their projections over half a turn, the second in their slices. Neighbouring slices
+are further channels: both answer for the rows that have them on both sides. [Ding et al. 2019 for the pair]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .score import GEOMETRY
 from .stored import known_as, read, write
 
 ANGLES = 128  # of a filled sinogram, over half a turn: 1.4° apart
-GUIDES = 2  # solutions that are shown
+GUIDES = 3  # solutions that are shown
 TOLD = GEOMETRY + 5  # numbers told of every angle
 
 
@@ -46,10 +46,10 @@ def told(far, geometry):
 
 
 class SinogramFill(nnx.Module):
-    """The sinogram over half a turn, from the projections of two solutions of some of it.
+    """The sinogram over half a turn, from the projections of solutions of some of it.
 
     Residual-in-residual dense blocks, no norm, dilated along the angle; what lies beyond the ends is what is seen from
-    behind. It says at every pixel which of the two is right and by how much both are wrong. An untrained one gives
+    behind. It says at every pixel how much of each is right and by how much they are wrong. An untrained one gives
     their mean.
 
     Args:
@@ -62,11 +62,11 @@ class SinogramFill(nnx.Module):
         self.told = nnx.Linear(TOLD, channels, rngs=rngs)
         self.blocks = nnx.List([ResidualDense(channels, growth, rngs) for _ in range(blocks)])
         self.last = Around(channels, channels, rngs)
-        self.out = Around(channels, 2, rngs, scale=0)
+        self.out = Around(channels, GUIDES, rngs, scale=0)
         self.shape = {"channels": channels, "growth": growth, "blocks": blocks}
 
     def __call__(self, seen, told):
-        """`[angle, x, y - 2]` from `seen [2, angle, x, y]` and `told [angle, 10]`."""
+        """`[angle, x, y - 2]` from `seen [guide, angle, x, y]` and `told [angle, 10]`."""
         features = self.enter(between(seen.transpose(3, 1, 2, 0)))
         features = nnx.leaky_relu(features + self.told(told)[:, None], 0.2)
         inside = features
@@ -74,11 +74,11 @@ class SinogramFill(nnx.Module):
             inside = block(inside)
         made = self.out(nnx.leaky_relu(self.last(inside + features), 0.2)).transpose(3, 1, 2, 0)
         seen = seen[..., 1:-1]
-        return seen[0] + (0.5 + made[0]) * (seen[1] - seen[0]) + made[1]
+        return seen[0] + jnp.sum((1 / GUIDES + made[1:]) * (seen[1:] - seen[0]), 0) + made[0]
 
 
 class TomogramClean(nnx.Module):
-    """The volume, from that of the filled sinogram and the two solutions: a U-Net of slices and their neighbours.
+    """The volume, from that of the filled sinogram and the solutions: a U-Net of slices and their neighbours.
 
     It says at every voxel how much of each is right and by how much they are wrong. An untrained one gives the volume
     of the filled sinogram.
@@ -93,7 +93,7 @@ class TomogramClean(nnx.Module):
         self.shape = {"channels": tuple(channels)}
 
     def __call__(self, seen, geometry):
-        """`[z, x, y - 2]` from `seen [3, z, x, y]` and a geometry `[5]`."""
+        """`[z, x, y - 2]` from `seen [1 + guide, z, x, y]` and a geometry `[5]`."""
         slices = between(seen.transpose(3, 1, 2, 0))
         every = jnp.broadcast_to(geometry, (*slices.shape[:3], GEOMETRY))
         made = self.network(jnp.concatenate([slices, every], -1)).transpose(3, 1, 2, 0)

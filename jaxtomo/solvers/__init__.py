@@ -13,6 +13,7 @@ from .root_tv import root_tv
 from .sample import sample
 from .sart import sart
 from .sirt import sirt
+from .stacked import stacked
 from .tv import tv
 from .tvq import tvq
 from .wbp import wbp
@@ -32,6 +33,7 @@ __all__ = [
     "sample",
     "sart",
     "sirt",
+    "stacked",
     "tv",
     "tvq",
     "wbp",

@@ -28,10 +28,10 @@ def coarser(problem):
     pose = problem.pose
     if pose.shift is not None:
         pose = pose.replace(shift=pose.shift / 2)
-    depth, width = (n % 2 / 4 for n in problem.shape[:2])
-    if depth or width:
+    depth, width, across = (n % 2 / 4 for n in (*problem.shape[:2], problem.images.shape[1]))
+    if depth or width or across:
         # What is added to odd numbers moves the middle that the specimen turns about.
-        moved = depth * jnp.sin(pose.tilt) + width * (jnp.cos(pose.tilt) - 1)
+        moved = depth * jnp.sin(pose.tilt) + width * jnp.cos(pose.tilt) - across
         moved = jnp.stack([moved, jnp.zeros_like(moved)], 1)
         pose = pose.replace(shift=moved if pose.shift is None else pose.shift + moved)
     shape = tuple((n + 1) // 2 for n in problem.shape)

@@ -17,11 +17,14 @@ from ..priors.density import density, unlikeness
 from ..priors.gan import ANGLES, Weights, grid, told, unmeasured
 from ..priors.score import geometry
 from ..solve import Solver, after
-from .coarse_to_fine import coarse_to_fine
+from .coarse_to_fine import by_noise, coarse_to_fine
 from .consistent import Images, agreeing, measured
 from .gaussian import gaussian
 from .sirt import sirt
+from .told import POWER
+from .tvq import tvq
 
+SPARSE = 200  # steps for that of |∇v|^0.7, from that of root TV
 LINEAR = 50  # steps of conjugate gradients for the Gaussian solution
 STEPS = 20  # of SIRT on the filled sinogram
 NEAR = 0.75  # steps of the grid: no filled angle counts that is as near to a measured one
@@ -31,7 +34,7 @@ class Shown(NamedTuple):
     """What the networks are shown of a problem, and themselves.
 
     Attributes:
-        guide: `[2, z, x, y]`, the Gaussian solution and that of root TV.
+        guide: `[3, z, x, y]`, the Gaussian solution, that of root TV and that of |∇v|^0.7.
         density: that of the specimen.
         geometry: `[5]`.
         images: what is known of their noise.
@@ -65,10 +68,13 @@ def show(problem, weights: Weights) -> Shown:
 
 
 def guides(problem, spectrum):
-    """`[2, z, x, y]`: the Gaussian solution of a problem and that of root TV, whatever its likelihood."""
+    """`[3, z, x, y]`: the Gaussian solution of a problem, that of root TV and that of |∇v|^0.7, whatever its
+    likelihood."""
     solver, plain = gaussian(spectrum), problem.replace(likelihood=likelihood.gaussian())
     linear = after(plain, solver.init(plain, None), LINEAR, step=solver.step)
-    return jnp.stack([solver.read(plain, linear)[0], coarse_to_fine(plain)])
+    edges = coarse_to_fine(plain)
+    sparse = by_noise(plain, tvq, POWER, SPARSE, 0.1, edges)
+    return jnp.stack([solver.read(plain, linear)[0], edges, sparse])
 
 
 def projected(problem, volume):
@@ -78,11 +84,11 @@ def projected(problem, volume):
 
 
 def projections(problem, guide):
-    """(seen `[2, angle, x, y]`, scale, far `[angle]`): the projections of the guides, over their scale, and how far
+    """(seen `[guide, angle, x, y]`, scale, far `[angle]`): the projections of the guides, over their scale, and how far
     every angle is from a measured one, see `unmeasured`."""
     live = jnp.broadcast_to(problem.weights, problem.images.shape).any((1, 2))
     seen = jnp.stack([projected(problem, volume) for volume in guide])
-    scale = jnp.sqrt(jnp.mean(seen[1] ** 2)) + 1e-20
+    scale = jnp.sqrt(jnp.mean(seen[-1] ** 2)) + 1e-20
     return seen / scale, scale, unmeasured(problem.pose.tilt, live)
 
 
