@@ -70,7 +70,7 @@ def flagged(options) -> None:
             line = []
             for dose in DOSES:
                 found = []
-                for seed in (1, 2, 3):
+                for seed in (4, 5, 6):  # of 1, 2, 3 the constants of the audit were chosen
                     fine, hidden, shown = planted(body, most, seed)
                     exposure = expose(fine, np.arange(-most, most + 1e-6, step), Microscope(dose=dose), seed)
                     supplied = audit.audit(jt.Problem(exposure.series), exposure.truth).supplied

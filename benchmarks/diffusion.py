@@ -190,7 +190,7 @@ def runs(prior: str, case: Case) -> dict[str, Callable[[], dict]]:
         found["dip-tv"] = made(jt.dip_tv)
         found["the other prior"] = made(lambda: solvers.sample(trained(OTHER[prior])))
         found["the other prior, adapted"] = made(lambda: solvers.adapt(trained(OTHER[prior])))
-        found["the other prior, stacked"] = made(lambda: solvers.stacked(trained(OTHER[prior])))
+        found["stacked with the other prior"] = made(lambda: solvers.stacked(trained(OTHER[prior])))
         if SLICES[prior]:
             found["slices"] = made(lambda: solvers.expected(trained(SLICES[prior])))
     return found

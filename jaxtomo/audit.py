@@ -17,8 +17,8 @@ from .solvers.consistent import consistent, measured
 from .validate import slab
 
 STEPS = 30  # of conjugate gradients: more change nothing that is seen
-DETAIL = 3.0  # voxels: what varies over more is no detail
-AROUND = 2.0  # voxels over which shares are averaged
+DETAIL = 2.0  # voxels: what varies over more is no detail
+AROUND = 3.0  # voxels over which shares are averaged
 FAINT = 0.05  # of the density: detail below that is none
 
 
