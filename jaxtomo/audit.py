@@ -12,17 +12,15 @@ from . import parallel
 from .data import Problem
 from .errors import InputError
 from .likelihood import gaussian
+from .metrics import shells
 from .priors.density import typical
 from .solvers.consistent import consistent, measured
-from .validate import slab
+from .validate import SLAB, slab
 
 STEPS = 30  # of conjugate gradients: more change nothing that is seen
 DETAIL = 2.0  # voxels: what varies over more is no detail
 AROUND = 3.0  # voxels over which shares are averaged
 FAINT = 0.05  # of the density: detail below that is none
-
-
-SLAB = 64  # slices, at most, that a run is audited on
 
 
 class Audit(NamedTuple):
@@ -119,28 +117,21 @@ def _detail(volume):
 
 def _by_shell(volume, pose):
     """(frequency, outside, empty) of `Audit`."""
-    n = min((side for side in volume.shape if side > 1), default=1)
-    ky = np.fft.rfftfreq(volume.shape[1])[None, :, None]
-    kz, kx = np.fft.fftfreq(volume.shape[0])[:, None, None], np.fft.fftfreq(volume.shape[2])[None, None, :]
+    n, shell, count = shells(volume.shape)
+    kz, ky = np.ix_(*(np.fft.fftfreq(side) for side in volume.shape[:2]))
+    kz, ky, kx = kz[..., None], ky[..., None], np.fft.rfftfreq(volume.shape[2])
     # An image measures the plane across its beam, as thick as one over the specimen.
     distance: Any = np.inf
     second = np.zeros_like(pose.tilt) if pose.second_tilt is None else np.asarray(pose.second_tilt)
     for tilt, other in zip(np.asarray(pose.tilt), second, strict=True):
         along = kz * np.cos(other) + (ky * np.sin(other) if other else 0)
         distance = np.minimum(distance, np.abs(along * np.cos(tilt) - kx * np.sin(tilt)))
-    unseen = np.broadcast_to(
-        distance > 0.5 / min(volume.shape[0], volume.shape[2]), (volume.shape[0], ky.size, volume.shape[2])
-    )
-    shell = np.rint(n * np.sqrt(kz**2 + ky**2 + kx**2)).astype(int)
-    power = np.abs(np.fft.fftn(np.fft.rfft(volume, axis=1), axes=(0, 2))) ** 2
-    # Of the half transform every column but the first and, for an even side, the last stands for two.
-    twice = np.where((ky == 0) | (2 * np.rint(ky * volume.shape[1]) == volume.shape[1]), 1.0, 2.0)
-    count = np.broadcast_to(twice, power.shape)
-    sums = [
-        np.bincount(shell.ravel(), a.ravel(), n // 2 + 1)[1 : n // 2 + 1]
-        for a in (count * power, count * power * unseen, count, count * unseen)
-    ]
-    outside, empty = (
-        np.divide(b, a, out=np.zeros_like(a), where=a > 0) for a, b in ((sums[0], sums[1]), (sums[2], sums[3]))
-    )
-    return np.arange(1, n // 2 + 1) / n, outside, empty
+    unseen = distance > 0.5 / min(volume.shape[0], volume.shape[2])
+    power = count * np.abs(np.fft.rfftn(volume)) ** 2
+    found = []
+    for weight in (power, count):
+        inside, whole = (
+            np.bincount(shell.ravel(), part.ravel(), n // 2 + 1)[1 : n // 2 + 1] for part in (weight * unseen, weight)
+        )
+        found.append(np.divide(inside, whole, out=np.zeros_like(whole), where=whole > 0))
+    return np.arange(1, n // 2 + 1) / n, *found

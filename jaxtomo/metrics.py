@@ -62,22 +62,27 @@ def fsc(a, b, voxel_nm: float | None = None, mask=None) -> tuple[np.ndarray, np.
     a, b = _pair(a, b)
     if mask is not None:
         a, b = a * _same_shape(mask, a, "mask"), b * np.asarray(mask, float)
-    n = min((side for side in a.shape if side >= 16), default=max(a.shape))
-    axes = [np.fft.fftfreq(m) for m in a.shape[:-1]] + [np.fft.rfftfreq(a.shape[-1])]
-    shell = np.rint(n * np.sqrt(sum(k**2 for k in np.ix_(*axes)))).astype(int).ravel()
-    # The half transform leaves out the conjugate of every column but the first and, for an even side, the last.
-    column = np.arange(a.shape[-1] // 2 + 1)
-    count = np.broadcast_to(
-        np.where((column == 0) | (2 * column == a.shape[-1]), 1.0, 2.0), (*a.shape[:-1], len(column))
-    )
+    n, shell, count = shells(a.shape)
     fa, fb = np.fft.rfftn(a), np.fft.rfftn(b)
     cross, power_a, power_b = (
-        np.bincount(shell, (count * (p.conj() * q).real).ravel())[: n // 2 + 1]
+        np.bincount(shell.ravel(), (count * (p.conj() * q).real).ravel())[: n // 2 + 1]
         for p, q in ((fa, fb), (fa, fa), (fb, fb))
     )
     scale = np.sqrt(power_a * power_b)
     curve = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
     return np.arange(n // 2 + 1) / n / (voxel_nm or 1.0), curve
+
+
+def shells(shape: tuple[int, ...]) -> tuple[int, np.ndarray, np.ndarray]:
+    """(n, shell, count) of the half transform, `np.fft.rfftn`, of an array: shells are 1/n wide, `shell` is the one of
+    every frequency, and `count` how many it stands for: 2 where its conjugate is left out, else 1."""
+    n = min((side for side in shape if side >= 16), default=max(shape))
+    axes = [np.fft.fftfreq(m) for m in shape[:-1]] + [np.fft.rfftfreq(shape[-1])]
+    shell = np.rint(n * np.sqrt(sum(k**2 for k in np.ix_(*axes)))).astype(int)
+    # Left out are the conjugates of every column but the first and, for an even side, the last.
+    column = np.arange(shape[-1] // 2 + 1)
+    count = np.broadcast_to(np.where((column == 0) | (2 * column == shape[-1]), 1.0, 2.0), shell.shape)
+    return n, shell, count
 
 
 def resolution(frequency, curve, threshold: float = 0.143) -> float:
