@@ -50,7 +50,7 @@ SCANS: dict[str, tuple[Callable, tuple[float, ...]]] = {
     "root-tv": (jt.root_tv, (0.05, 0.2, 0.5)),
 }
 OPPONENTS = ("wbp", "sart", "sirt", "cs-tv", "tvq", "root-tv", "dip-tv", "gaussian")
-OURS = ("mean of samples", "point estimate")
+OURS = ("mean of samples", "point estimate", "weighed")
 WIDE = SCHEMES[:3]
 CACHE = Path(__file__).parent / ".cache" / "diffusion.jsonl"
 FLYEM = Path(os.environ.get("JAXTOMO_DATA", "../shared/data"))
@@ -182,6 +182,7 @@ def runs(prior: str, case: Case) -> dict[str, Callable[[], dict]]:
     found["point estimate"] = made(lambda: solvers.expected(weights()))
     found["mean of samples"] = made(lambda: solvers.sample(weights()), 4)
     found["one sample"] = made(lambda: solvers.sample(weights(), samples=1))
+    found["weighed"] = made(lambda: solvers.stacked(weights()))
     if case.moved_px:
         freedom = Freedom()
         found["samples that learn poses"] = made(lambda: solvers.sample(weights(), freedom=freedom), 4)

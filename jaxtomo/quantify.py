@@ -1,4 +1,4 @@
-"""Particles and pores of a volume: found by a threshold, counted and measured, with intervals from samples of it.
+"""Particles and pores of a volume: found by a threshold, bounded at half height, counted and measured, with intervals.
 
 NumPy in, NumPy out. Lengths are in nm where a voxel size is given, else in voxels; z is the direction of the beam at
 zero tilt, along which a missing wedge makes bodies longer.
@@ -19,7 +19,10 @@ from .io.atomic import replacing
 SMALLEST = 27  # voxels: what is smaller may be noise, and has no shape
 COVERED = 0.9  # of an interval
 SURE = 3.0, 6.0  # times the noise: what may still be nothing, and what is certainly something
-NEAR = 2.0  # voxels beyond a body in which samples of it may lie
+NEAR = 2.0  # voxels beyond a body in which its surface, or samples of it, may lie
+RIM, AROUND = 1.5, 1.5  # voxels beside a body that are its edge; over which what is further away is averaged
+HALF, UNSURE = 0.5, 0.096  # of the contrast: where a surface lies, and how far from there it may; see `unsure`
+USUAL = (-60.0, 60.0)  # degrees, of tilts that are not known
 
 Table = dict[str, np.ndarray]
 
@@ -30,19 +33,21 @@ class Bodies(NamedTuple):
     Attributes:
         labels: `[z, y, x]` int32: 1, 2, … of every voxel in a body, largest first; 0 elsewhere.
         volume: `[z, y, x]`, in which they were found.
-        threshold: intensity at their surface.
+        level: `[z, y, x]`, the intensity at which they end, wherever that is.
+        threshold: intensity beyond which they were found.
         sign: 1 of bodies that are brighter than that inside, -1 of darker ones.
         table: a value of every body, `[body]` by name, see `measured`.
-        envelope: voxels of the specimen, in which porosity counts; of particles all voxels.
+        envelope: `[z, y, x]` bool, the specimen, in which porosity counts; of particles all voxels.
         voxel_nm: of a side, or None.
     """
 
     labels: np.ndarray
     volume: np.ndarray
+    level: np.ndarray
     threshold: float
     sign: int
     table: Table
-    envelope: int
+    envelope: np.ndarray
     voxel_nm: float | None
 
     @property
@@ -62,7 +67,7 @@ class Bodies(NamedTuple):
         mean elongation along the beam."""
         whole = self.table["whole"] > 0
         found = {"count": float(whole.size), "cut": float(np.count_nonzero(~whole))}
-        found |= {"fraction": float(np.count_nonzero(self.labels) / max(self.envelope, 1))}
+        found |= {"fraction": float(np.count_nonzero(self.labels) / max(np.count_nonzero(self.envelope), 1))}
         if whole.any():
             diameter = self.sizes
             found |= {
@@ -127,12 +132,12 @@ def particles(
     smallest: int = SMALLEST,
     split: float = 0.0,
 ) -> Bodies:
-    """Bodies brighter than a threshold.
+    """Bodies brighter than a threshold. It only finds them: they end at half height, see `bounded`.
 
     Args:
         volume: `[z, y, x]`.
         voxel_nm: side of a voxel.
-        threshold: intensity at their surface; by default the upper one of `thresholds`.
+        threshold: beyond which there is one; by default the upper one of `thresholds`.
         classes: of that: 3 for particles on a support that is visible too.
         smallest: voxels of the smallest one that counts.
         split: voxels by which the neck between two bodies must be narrower than both, in radius, for them to be two;
@@ -143,8 +148,7 @@ def particles(
     volume = _checked(volume)
     threshold = float(thresholds(volume, classes)[-1]) if threshold is None else threshold
     labels = _labelled(_above(volume, threshold), smallest, split)
-    table = measured(labels, volume, threshold, 1, voxel_nm)
-    return Bodies(labels, volume, threshold, 1, table, labels.size, voxel_nm)
+    return _bodies(labels, volume, threshold, 1, np.ones(volume.shape, bool), smallest, voxel_nm)
 
 
 def pores(
@@ -165,8 +169,49 @@ def pores(
     solid = _above(volume, threshold)
     envelope = closed(_labelled(solid, smallest, 0) > 0, reach)
     labels = _labelled(envelope & ~solid, smallest, split)
-    table = measured(labels, volume, threshold, -1, voxel_nm)
-    return Bodies(labels, volume, threshold, -1, table, int(np.count_nonzero(envelope)), voxel_nm)
+    return _bodies(labels, volume, threshold, -1, envelope, smallest, voxel_nm)
+
+
+def bounded(labels, field, envelope, share: float = HALF) -> tuple[np.ndarray, np.ndarray]:
+    """Bodies up to where the intensity is midway between what is inside them and what is around: half height, the
+    surface that metrology by tomography takes (ISO 50 %), which hardly depends on how they were found.
+
+    Args:
+        labels: `[z, y, x]` of bodies that were found.
+        field: `[z, y, x]`, brighter in them than around.
+        envelope: `[z, y, x]` bool, in which they and what is around them lie.
+        share: of the contrast, from 0, what is around, to 1, what is inside.
+
+    Returns labels, and the level `[z, y, x]` at which they end, which varies with what is around.
+    """
+    from scipy import ndimage
+
+    known = np.arange(1, labels.max() + 1)
+    if not known.size:
+        return labels, np.zeros(labels.shape, np.float32)
+    depth = np.asarray(ndimage.distance_transform_edt(labels > 0))
+    deepest = np.append(0.0, np.asarray(ndimage.maximum(depth, labels, known)))
+    core = np.where(depth >= deepest[labels] / 2, labels, 0)
+    inside = np.append(0.0, np.asarray(ndimage.median(field, core, known))).astype(np.float32)
+    distances: Any = ndimage.distance_transform_edt(labels == 0, return_indices=True)
+    away, nearest = distances
+    owner = labels[tuple(nearest)]
+    beside = envelope & (away > RIM)
+    usual = float(np.median(field[beside])) if beside.any() else float(field.min())
+    weight = np.asarray(ndimage.gaussian_filter(beside.astype(np.float32), AROUND))
+    total = np.asarray(ndimage.gaussian_filter(np.where(beside, field - usual, 0).astype(np.float32), AROUND))
+    around = usual + total / np.maximum(weight, 1e-3)
+    level = around + share * (inside[owner] - around)
+    return np.where(envelope & (away <= NEAR) & (field > level), owner, 0), level
+
+
+def _bodies(labels, volume, threshold: float, sign: int, envelope, smallest: int, voxel_nm: float | None) -> Bodies:
+    for _ in range(2):  # what is around a body is better known when its edge is
+        labels, _ = bounded(labels, sign * volume, envelope)
+    labels = _largest_first(labels, smallest)
+    labels, level = bounded(labels, sign * volume, envelope)
+    table = measured(labels, volume, sign * level, sign, voxel_nm)
+    return Bodies(labels, volume, sign * level, threshold, sign, table, envelope, voxel_nm)
 
 
 def closed(solid, reach: float) -> np.ndarray:
@@ -181,12 +226,12 @@ def closed(solid, reach: float) -> np.ndarray:
     return np.asarray(binary_fill_holes(shrunk[inside, inside, inside] | solid))
 
 
-def measured(labels, volume, threshold: float, sign: int, voxel_nm: float | None = None) -> Table:
-    """Values of every body of `labels`, with `volume` above the threshold inside (`sign` 1) or below it (-1), `[body]`
-    by name:
+def measured(labels, volume, level, sign: int, voxel_nm: float | None = None) -> Table:
+    """Values of every body of `labels`, with `volume` above the level `[z, y, x]` inside (`sign` 1) or below it (-1),
+    `[body]` by name:
 
     label; z, y, x of the centre in voxels; volume; diameter of the ball of that volume; surface, of the isosurface at
-    the threshold; sphericity, that of a ball with as much inside over it [Wadell 1932]; length, breadth and thickness
+    the level; sphericity, that of a ball with as much inside over it [Wadell 1932]; length, breadth and thickness
     of the ellipsoid with the same second moments; aspect, length over thickness; tilted, the angle of the length from
     the beam in degrees; elongation, the extent along the beam over that across it; neighbour, the distance to the
     nearest other centre; intensity, its mean; whole, 0 of bodies that the border cuts.
@@ -209,8 +254,8 @@ def measured(labels, volume, threshold: float, sign: int, voxel_nm: float | None
         thickness, breadth, length = 2 * np.sqrt(5 * sizes) * unit
         z, y, x = np.sqrt(np.diag(moments))
         diameter = (6 * count / np.pi) ** (1 / 3) * unit
-        field = sign * volume[wide].astype(float)
-        surface, inside = _surface(mine, (labels[wide] > 0) & ~mine, field, sign * threshold)
+        field = sign * (volume[wide].astype(float) - level[wide])
+        surface, inside = _surface(mine, (labels[wide] > 0) & ~mine, field)
         cut = any(b.start == 0 or b.stop == n for b, n in zip(box, labels.shape, strict=True))
         rows.append(
             {
@@ -227,7 +272,7 @@ def measured(labels, volume, threshold: float, sign: int, voxel_nm: float | None
                 "tilted": np.degrees(np.arccos(min(1.0, abs(axes[0, 2])))),
                 "elongation": z / np.sqrt(y * x),
                 "neighbour": np.nan,
-                "intensity": sign * field[mine].mean(),
+                "intensity": volume[wide][mine].mean(dtype=float),
                 "whole": float(not cut),
             }
         )
@@ -245,29 +290,41 @@ NAMES = (
 
 
 def intervals(
-    bodies: Bodies, samples: Sequence[np.ndarray] | np.ndarray, find: Callable[..., Bodies], covered: float = COVERED
+    bodies: Bodies,
+    find: Callable[..., Bodies],
+    samples: Sequence[np.ndarray] | np.ndarray = (),
+    tilt_deg: Sequence[float] | np.ndarray = USUAL,
+    covered: float = COVERED,
 ) -> dict[str, Interval]:
-    """What samples leave open of the values of `bodies.table` and, as single numbers, of `bodies.summary`.
+    """What is open of the values of `bodies.table` and, as single numbers, of `bodies.summary`: where in a blurred edge
+    the surface is, and what samples of the volume leave open.
 
-    What a sample has within `NEAR` voxels of a body, and nearer to it than to any other, is measured as that body was,
-    at the same threshold. The interval is the value ± t s √(1 + 1/n), where one more sample would be if all were about
-    it. What is the same in all samples, such as what a missing wedge does to all of them, is not in it.
+    The first is what a value is if the surface lies further out or in, by the share of the contrast that `unsure` has
+    for the tilts. The second is t s √(1 + 1/n), where one more sample would be if all were about the value: what a
+    sample has within `NEAR` voxels of a body, and nearer to it than to any other, is measured as that body was. Both
+    add in squares. Bodies that are taken for one, or missed, are not in it.
 
     Args:
         bodies: of the volume.
-        samples: other volumes that explain the images.
         find: `particles` or `pores`, with the settings that found `bodies`.
+        samples: other volumes that explain the images, 2 or more if there are any.
+        tilt_deg: of the images.
         covered: how often one more sample should lie inside.
     """
     from scipy.ndimage import distance_transform_edt
 
-    if len(samples) < 2:
-        raise InputError(f"{len(samples)} samples: intervals need 2 or more.")
+    if len(samples) == 1:
+        raise InputError("1 sample: give 2 or more, or none.")
+    tables, summaries = [], []
+    for share in (HALF - unsure(tilt_deg), HALF + unsure(tilt_deg)):
+        labels, level = bounded(bodies.labels, bodies.sign * bodies.volume, bodies.envelope, share)
+        table = measured(labels, bodies.volume, bodies.sign * level, bodies.sign, bodies.voxel_nm)
+        tables.append(_of_each(bodies, table))
+        summaries.append(bodies._replace(labels=labels, table=table).summary)
     distances: Any = distance_transform_edt(bodies.labels == 0, return_indices=True)
     away, nearest = distances
     territory = np.where(away <= NEAR, bodies.labels[tuple(nearest)], 0)
     del distances, away, nearest
-    tables, summaries = [], []
     for k, sample in enumerate(samples):
         if not np.any(bodies.sign * (np.asarray(sample) - bodies.threshold) > 0):
             found = bodies._replace(labels=0 * bodies.labels, table={n: v[:0] for n, v in bodies.table.items()})
@@ -277,20 +334,34 @@ def intervals(
             except InputError as error:
                 raise InputError(f"sample {k + 1}: {error}") from error
         theirs = np.where(found.labels > 0, territory, 0)
-        here = measured(theirs, found.volume, found.threshold, found.sign, bodies.voxel_nm)
-        index = here["label"].astype(int) - 1
-        table = {name: np.full(bodies.table["label"].shape, np.nan) for name in here}
-        for name, values in here.items():
-            table[name][index] = values
-        for name in ("volume", "diameter", "surface"):
-            table[name] = np.nan_to_num(table[name])  # of a body that is not there
-        tables.append(table)
+        tables.append(_of_each(bodies, measured(theirs, found.volume, found.level, found.sign, bodies.voxel_nm)))
         summaries.append(found.summary)
     names = [name for name in NAMES if name not in ("label", "whole", "intensity")]
     known = {name: (bodies.table[name], np.stack([t[name] for t in tables])) for name in names}
     for name, value in bodies.summary.items():
         known[name] = np.array([value]), np.array([[summary.get(name, np.nan)] for summary in summaries])
-    return {name: _interval(*values, covered, MOST.get(name, np.inf)) for name, values in known.items()}
+    return {name: _interval(v, t[:2], t[2:], covered, MOST.get(name, np.inf)) for name, (v, t) in known.items()}
+
+
+def unsure(tilt_deg) -> float:
+    """Share of the contrast by which a surface may be off half height: `UNSURE` √e, with the elongation e of a point
+    that the range α of the tilts makes, √((α + sin α cos α) / (α - sin α cos α)) [Radermacher 1988].
+
+    The form and its constant are a choice: nine of ten volumes of the particles of phantoms lay inside, at ±60° and
+    ±30°. How many of other phantoms do is in benchmarks/RESULTS.md.
+    """
+    most = np.deg2rad(np.clip((np.max(tilt_deg) - np.min(tilt_deg)) / 2, 1, 90))
+    turn = np.sin(most) * np.cos(most)
+    return float(min(UNSURE * ((most + turn) / (most - turn)) ** 0.25, 0.4))
+
+
+def _of_each(bodies: Bodies, table: Table) -> Table:
+    """What another table says of each of `bodies`, NaN or a size of 0 of those that it lacks."""
+    index = table["label"].astype(int) - 1
+    each = {name: np.full(bodies.table["label"].shape, np.nan) for name in table}
+    for name, values in table.items():
+        each[name][index] = values
+    return each | {name: np.nan_to_num(each[name]) for name in ("volume", "diameter", "surface")}
 
 
 MOST = {"tilted": 90.0, "sphericity": 1.0, "fraction": 1.0}
@@ -345,6 +416,10 @@ def _labelled(mask, smallest: int, split: float) -> np.ndarray:
         thin = np.setdiff1d(np.arange(1, found[1] + 1), labels[markers > 0])  # bodies without one
         markers = np.where(np.isin(labels, thin), labels + markers.max(), markers)
         labels = watershed(-depth, markers, mask=mask)
+    return _largest_first(labels, smallest)
+
+
+def _largest_first(labels, smallest: int) -> np.ndarray:
     count = np.bincount(labels.ravel())
     count[0] = 0
     kept = np.argsort(-count, kind="stable")[: np.count_nonzero(count >= max(smallest, 1))]
@@ -353,30 +428,36 @@ def _labelled(mask, smallest: int, split: float) -> np.ndarray:
     return new[labels]
 
 
-def _surface(mine, others, field, level: float) -> tuple[float, float]:
-    """Area of the isosurface around the voxels `mine` where no other body is, and the volume inside, in voxels."""
+def _surface(mine, others, field) -> tuple[float, float]:
+    """Area of the isosurface at 0 around the voxels `mine` where no other body is, and the volume inside, in voxels."""
     from scipy.ndimage import binary_dilation
     from skimage.measure import marching_cubes, mesh_surface_area
 
-    # As far below the level as the body is above it: the surface is midway to what is left out.
-    low = 2 * level - field[mine].mean()
-    if not low < level:
-        field, level, low = mine.astype(float), 0.5, 0.0
+    # As far below as the body is above: the surface is midway to what is left out.
+    low = -field[mine].mean()
+    if not low < 0:
+        field, low = mine - 0.5, -0.5
     seen = np.pad(np.where(binary_dilation(mine) & ~others, field, low), 1, constant_values=low)
-    points, faces = marching_cubes(seen, level)[:2]
+    points, faces = marching_cubes(seen, 0)[:2]
     a, b, c = (points[faces[:, i]].astype(float) for i in range(3))
     inside = abs(np.einsum("ij,ij->", a, np.cross(b, c))) / 6
     return float(mesh_surface_area(points, faces)), float(inside)
 
 
-def _interval(values, samples, covered: float, most: float) -> Interval:
-    """About `values [body]`, by `samples [sample, body]` but those that are NaN; from 0 to `most`."""
+def _interval(values, sides, samples, covered: float, most: float) -> Interval:
+    """About `values [body]`, by those at other heights `sides [side, body]` and `samples [sample, body]`, but those
+    that are NaN; from 0 to `most`."""
     from scipy.stats import t
 
-    count = np.isfinite(samples).sum(0)
     ends = np.full((2, values.size), np.nan)
-    for i in np.flatnonzero((count >= 2) & np.isfinite(values)):
+    for i in np.flatnonzero(np.isfinite(values)):
         known = samples[np.isfinite(samples[:, i]), i]
-        half = t.ppf(0.5 + covered / 2, known.size - 1) * known.std(ddof=1) * np.sqrt(1 + 1 / known.size)
-        ends[:, i] = max(values[i] - half, 0), min(values[i] + half, most)
+        if len(samples) and known.size < 2:
+            continue
+        half = 0.0
+        if known.size:
+            half = t.ppf(0.5 + covered / 2, known.size - 1) * known.std(ddof=1) * np.sqrt(1 + 1 / known.size)
+        heights = np.append(sides[np.isfinite(sides[:, i]), i], values[i])
+        low, high = np.hypot(values[i] - heights.min(), half), np.hypot(heights.max() - values[i], half)
+        ends[:, i] = max(values[i] - low, 0), min(values[i] + high, most)
     return Interval(*ends)

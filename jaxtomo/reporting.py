@@ -304,8 +304,10 @@ def _bodies(measured: Measured) -> Section:
     drawn = _figure(
         plot.bodies(volume, bodies.labels, bodies.sizes, bodies.unit, kind),
         f"The {kind} that were found, and their sizes",
-        f"Left: a plane with the {kind} outlined, what is {'brighter' if bodies.sign > 0 else 'darker'} than "
-        f"{bodies.threshold:.4g}. Right: diameters of balls of the same volume. A missing wedge makes bodies longer "
+        f"Left: a plane with the {kind} outlined, found where it is {'brighter' if bodies.sign > 0 else 'darker'} than "
+        f"{bodies.threshold:.4g}, each up to midway between what is inside and around. Right: diameters of balls of "
+        "the same volume. In brackets: where the surface can lie in its blurred edge, and what samples leave open, where "
+        "the run has some (90 %, as chosen on phantoms). A missing wedge makes bodies longer "
         "along the beam: an elongation above 1 where none is expected is that.",
     )
 
@@ -314,7 +316,7 @@ def _bodies(measured: Measured) -> Section:
         return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if np.isfinite(low) else "")
 
     rows = [(name.replace("_", " "), said(name, 0, value)) for name, value in bodies.summary.items()]
-    left = as_table(rows, ("", "with what samples leave open (90 %)" if ends else ""))
+    left = as_table(rows)
     names = ("volume", "diameter", "aspect", "elongation", "neighbour")
     largest = range(min(LISTED, table["label"].size))
     lines = [(f"{i + 1}", *(said(name, i, table[name][i]) for name in names)) for i in largest]

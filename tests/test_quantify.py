@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import jaxtomo as jt
 from jaxtomo import cli, quantify
@@ -92,6 +93,8 @@ def test_volumes_of_two_values_have_their_surface_midway():
     found = quantify.particles(cube)
     assert found.threshold == 1.5 and found.table["volume"][0] == 512
     assert found.table["surface"][0] == pytest.approx(6 * 64, rel=0.1)
+    ends = quantify.intervals(found, quantify.particles)["volume"]
+    assert ends.low[0] == ends.high[0] == 512
     with pytest.raises(jt.InputError, match="fewer than 3"):
         quantify.particles(cube, classes=3)
     cube[7:9, 7:9, 7:9] = 0
@@ -108,7 +111,7 @@ def test_noise_around_a_specimen_is_none_of_its_pores():
 def test_pores_and_porosity():
     """Closed ones and one that opens to the outside; a hollow is no pore if it is wider than the reach."""
     solid = balls([(24, 24, 24, 18, 18, 18)])
-    holes = balls([(24, 18, 20, 5, 5, 5), (24, 30, 30, 4, 4, 4), (7, 24, 24, 4, 4, 4)])
+    holes = balls([(24.3, 18.2, 20.4, 5, 5, 5), (24.4, 30.3, 30.2, 4, 4, 4), (7, 24, 24, 4, 4, 4)])
     found = quantify.pores(np.clip(solid - holes, 0, 1), threshold=0.5)
     assert found.summary["count"] == 3 and found.sign == -1
     np.testing.assert_allclose(found.table["diameter"][:2], [10, 8], rtol=0.03)
@@ -116,6 +119,18 @@ def test_pores_and_porosity():
     assert (found.table["intensity"] < 0.5).all() and (found.table["intensity"] >= 0).all()
     wide = np.clip(solid - balls([(24, 24, 44, 16, 16, 16)]), 0, 1)
     assert quantify.pores(wide, threshold=0.5, reach=2.0).summary["fraction"] < 0.05
+
+
+@pytest.mark.parametrize("threshold", [0.35, 0.5, 0.6])
+@pytest.mark.parametrize("support", [0.0, 0.3])
+def test_bodies_end_at_half_height_however_they_are_found(threshold, support):
+    """On a support or on nothing, bright or less so, and blurred: half height is where their surface was."""
+    volume = balls([(16, 24, 12, 7, 7, 7)]) + balls([(32, 24, 34, 6, 6, 6)], value=0.8)
+    blurred = ndimage.gaussian_filter(np.maximum(volume, support * (np.arange(48)[:, None, None] > 24)), 0.8)
+    found = quantify.particles(blurred, threshold=threshold + support / 3)
+    np.testing.assert_allclose(found.table["diameter"], [14, 12], rtol=0.06)
+    ends = quantify.intervals(found, quantify.particles)["diameter"]
+    assert (ends.high - ends.low < 1.2).all() and (ends.high - ends.low > 0.2).all()
 
 
 def test_intervals_cover_what_samples_are_drawn_around():
@@ -128,7 +143,7 @@ def test_intervals_cover_what_samples_are_drawn_around():
             balls([(*t[:3], r, r, r) for t, r in zip(PLACES, row, strict=True)]) for row in radii.T[:, :]
         )
         bodies = find(np.mean(samples, 0))
-        ends = quantify.intervals(bodies, samples, find)
+        ends = quantify.intervals(bodies, find, samples)
         real = find(truth).table
         order = [
             int(np.argmin(np.hypot(real["z"] - z, real["x"] - x)))
@@ -149,16 +164,16 @@ PLACES = [(z, 24, x) for z in (12, 36) for x in (10, 24, 38)]
 def test_a_body_that_samples_lack_may_be_nothing():
     bodies = quantify.particles(balls(THREE), threshold=0.5)
     samples = [balls(THREE), balls(THREE[:2]), balls(THREE)]
-    ends = quantify.intervals(bodies, samples, functools.partial(quantify.particles, threshold=0.5))
+    ends = quantify.intervals(bodies, functools.partial(quantify.particles, threshold=0.5), samples)
     which = int(np.argmax(bodies.table["aspect"]))
     assert ends["volume"].low[which] == 0 < bodies.table["volume"][which] and ends["count"].low[0] < 3
-    empty = quantify.intervals(bodies, [*samples, 0 * samples[0]], functools.partial(quantify.particles, threshold=0.5))
+    empty = quantify.intervals(bodies, functools.partial(quantify.particles, threshold=0.5), [*samples, 0 * samples[0]])
     assert (empty["diameter"].low == 0).all() and (empty["tilted"].high <= 90).all()
     with pytest.raises(jt.InputError, match="2 or more"):
-        quantify.intervals(bodies, samples[:1], quantify.particles)
+        quantify.intervals(bodies, quantify.particles, samples[:1])
     broken = np.where(samples[0] > 0.9, np.inf, samples[0])
     with pytest.raises(jt.InputError, match="sample 2"):
-        quantify.intervals(bodies, [samples[0], broken], quantify.particles)
+        quantify.intervals(bodies, quantify.particles, [samples[0], broken])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +204,9 @@ def test_the_command_measures_a_volume(tmp_path, capsys, monkeypatch):
     jt.write("balls.mrc", balls(THREE).astype(np.float32), voxel_nm=2.0)
     assert cli.main(["quantify", "balls.mrc", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["summary"]["count"] == 3 and said["unit"] == "nm" and said["intervals"] == {}
+    assert said["summary"]["count"] == 3 and said["unit"] == "nm" and said["samples"] == 0
+    low, high = said["intervals"]["diameter_mean"]
+    assert low < said["summary"]["diameter_mean"] < high
     folder = tmp_path / "balls_particles"
     assert {p.name for p in folder.iterdir()} == {"bodies.csv", "summary.json", "labels.mrc", "bodies.png"}
     rows = [*csv.DictReader((folder / "bodies.csv").read_text().splitlines())]

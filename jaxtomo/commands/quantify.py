@@ -22,8 +22,9 @@ class Quantify:
     """Count and measure the particles or the pores of a volume: sizes, shapes, distances, porosity.
 
     Writes a table with a line for each, the volume of their labels, a figure and a summary; of a run also its report
-    with a section about them. Where the run has samples (--members 8, or --method diffusion) every value has the
-    interval that these leave open; what is the same in all of them, such as what the missing wedge does, is not in it.
+    with a section about them. Every value has an interval: where in its blurred edge the surface of a body can lie,
+    and, where the run has samples (--members 8, or --method diffusion), what these leave open. Particles that are
+    taken for one, or missed, are not in it.
     """
 
     volume: Annotated[str | None, Positional, arg(metavar="RUN|FILE", help_behavior_hint=NONE)] = None
@@ -31,7 +32,8 @@ class Quantify:
     pores: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Measure what is empty inside the specimen, not what is bright. Gaps between bodies that are apart count too."""
     threshold: Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="(default: Otsu's)")] = None
-    """Intensity at their surface."""
+    """Intensity beyond which there is one. Its surface is then where the intensity is midway between what is inside and
+    what is around."""
     classes: Annotated[int, arg(metavar="N")] = 2
     """Kinds of matter, the empty one included, for Otsu's threshold: 3 for particles on a visible support. Particles
     are the brightest (of some with a brighter core, the core), pores the darkest."""
@@ -84,7 +86,8 @@ def run(settings: Quantify, console: Console) -> Outcome:
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     samples = None if result is None else result.samples
-    ends = {} if samples is None else quantify.intervals(bodies, samples, find)
+    tilts = quantify.USUAL if result is None or result.series is None else result.series.tilt_deg
+    ends = quantify.intervals(bodies, find, () if samples is None else samples, tilts)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -144,5 +147,5 @@ def _value(name: str, value: float, bodies, ends) -> str:
     unit = f" {bodies.unit}" if name.startswith("diameter") else ""
     text = f"{value:.4g}{unit}"
     if name in ends and math.isfinite(ends[name].low[0]):
-        text += f"  (samples: {ends[name].low[0]:.4g} to {ends[name].high[0]:.4g})"
+        text += f"  ({ends[name].low[0]:.4g} to {ends[name].high[0]:.4g})"
     return text
