@@ -86,22 +86,21 @@ class Rivals(NamedTuple):
 
 
 def rivals_of(settings: Reconstruct, facts: dict, free: Memory) -> Rivals:
-    """The quick methods that can do what is asked and fit into memory in one piece; tv where that is no choice."""
+    """The quick methods that can do what is asked and fit into memory in one piece; where there is nothing to choose,
+    tv, or root-tv for another noise model."""
     plain_noise = settings.solving.likelihood == "gaussian" and not settings.solving.fit_intensity
+    usual = "tv" if plain_noise else "root-tv"
     able = [name for name in methods.QUICK if plain_noise or name in methods.ANY_LIKELIHOOD]
-    plans = {name: planned(by(name, settings), facts, None, free) for name in able}
+    plans = {name: planned(by(name, settings), facts, None, free) for name in dict.fromkeys([*able, usual])}
+    fitting = {name: plans[name] for name in able if plans[name].slabs == 1 and fits(plans[name], free)}
     left = {
-        name: f"needs about {size(one.host_bytes)} of memory in one piece"
-        for name, one in plans.items()
-        if one.slabs > 1 or not fits(one, free)
+        name: f"needs about {size(plans[name].host_bytes)} of memory, or slabs" for name in able if name not in fitting
     }
-    fitting = {name: one for name, one in plans.items() if name not in left}
-    tilts = next(iter(plans.values())).tilts - settings.solving.hold_out
+    tilts = plans[usual].tilts - settings.solving.hold_out
     if tilts < 4:
         because = f"{tilts} tilts are too few to leave any out"
     elif len(fitting) < 2:
-        because = "not more than one method fits into memory in one piece"
+        because = "no two of the quick methods can do that in the memory there is"
     else:
         return Rivals(fitting, left)
-    usual = "tv" if plain_noise else "root-tv"
     return Rivals({usual: plans[usual]}, left, f"{usual}: {because}")
