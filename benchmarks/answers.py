@@ -3,7 +3,7 @@ particle sizes hold.
 
     python benchmarks/answers.py --markdown            # the audit: two minutes on two cores
     python benchmarks/answers.py --particles --markdown  # the intervals: an hour
-    python benchmarks/answers.py --resolution --markdown  # resolution: five minutes
+    python benchmarks/answers.py --resolution --markdown  # resolution: a quarter of an hour at most
 
 Audit: gratings are planted in phantoms of 64³, half of them along directions that no image measures, half along
 measured ones, and the true volume is audited, as a method would give it that knows more than the images. Area under the
