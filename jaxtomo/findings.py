@@ -16,6 +16,7 @@ from .errors import InputError
 from .likelihood import intensity
 from .metrics import resolution
 from .projector import project
+from .resolution import missing_wedge, wedge_elongation
 
 _project = jax.jit(project, static_argnames="detector")  # compiled once for all reports of one shape
 
@@ -191,12 +192,11 @@ def limits(result: Reconstruction) -> list[str]:
     if missing > 179:
         said.append("All images look along one direction: nothing about the depth of the specimen was measured.")
     elif missing > 1:
-        a = np.deg2rad((180 - missing) / 2)
-        stretch = np.sqrt((a + np.sin(a) * np.cos(a)) / (a - np.sin(a) * np.cos(a)))  # [Radermacher 1988]
         said.append(
             f"Missing wedge: no image was taken over {missing:.3g}° of the half turn. Faces that lie across the beam "
-            f"are weak or absent, and small features look about {stretch:.2g} times longer along z than they are "
-            "(for a method without prior knowledge). What a prior fills in there was not measured."
+            "are weak or absent, and small features look about "
+            f"{wedge_elongation(tilt):.2g} times longer along z than they are (for a method without prior "
+            "knowledge). What a prior fills in there was not measured."
         )
     step = float(np.median(np.diff(np.unique(np.round(tilt, 3))))) if np.unique(np.round(tilt, 3)).size > 1 else 0.0
     if step:
@@ -210,15 +210,6 @@ def limits(result: Reconstruction) -> list[str]:
         "apart. The convention here: x = right, y = tilt axis, z towards the viewer, u = x cos θ + z sin θ."
     )
     return said
-
-
-def missing_wedge(tilt_deg) -> float:
-    """Degrees of the half turn between the last tilt and the first one turned by 180; 0 for a full half turn."""
-    tilt = np.unique(np.asarray(tilt_deg) % 180)
-    gaps = np.diff([*tilt, tilt[0] + 180]) if tilt.size else np.array([180.0])
-    usual = float(np.median(gaps)) if gaps.size > 2 else 0.0
-    widest = float(gaps.max())
-    return widest if widest > 1.5 * usual else 0.0
 
 
 def first_channel(array, ndim: int):

@@ -27,6 +27,9 @@ WEIGHTS = {
 }
 """What `--weight auto` tries."""
 
+QUICK = ("sirt", "tv", "tvq", "root-tv", "gaussian")
+"""What `--method auto` tries: those that take seconds on some slices."""
+
 SHIPPED = {"diffusion": ("nano", "fibsem"), "gan": ()}
 LEARNED: dict[str, str | None] = {"diffusion": "nano", "gan": None}
 """Methods that have learned from other specimens, and the weights they take if none are named."""

@@ -11,6 +11,8 @@ import numpy as np
 
 from .errors import InputError
 
+FADING = 0.1  # of the radius: how softly the cylinder falls off
+
 
 def rmse(volume, truth) -> float:
     """Root mean square difference over all voxels. Arrays of any one shape.
@@ -112,6 +114,20 @@ def soft_mask(region, edge: float = 5.0) -> np.ndarray:
         raise InputError("soft_mask: the region is empty. Give one with at least one voxel.")
     distance = np.asarray(distance_transform_edt(~region))
     return np.where(distance < edge, 0.5 + 0.5 * np.cos(np.pi * np.minimum(distance / edge, 1)), 0.0)
+
+
+def cylinder(shape: tuple[int, int, int]) -> np.ndarray:
+    """A soft mask `[z, y, x]`: what every tilt sees around the axis, and softly ended slices."""
+    nz, ny, nx = shape
+    radius = np.hypot(
+        (np.arange(nz) - (nz - 1) / 2)[:, None] / (nz / 2), (np.arange(nx) - (nx - 1) / 2)[None] / (nx / 2)
+    )
+    along = np.abs(np.arange(ny) - (ny - 1) / 2) / (ny / 2)
+
+    def falling(distance):
+        return 0.5 * (1 + np.cos(np.pi * np.clip((distance - 1 + FADING) / FADING, 0, 1)))
+
+    return (falling(radius)[:, None, :] * falling(along)[None, :, None]).astype(np.float32)
 
 
 def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:

@@ -239,6 +239,11 @@ class Plan:
         choosing = self.trial_steps * min(1.0, self.tried_rows / self.rows) * self._step(TRIED_BY.get(self.method))
         return STARTING + ((overlap * self.steps + judging) * self._step() + choosing) / cores
 
+    @property
+    def trial_seconds(self) -> float:
+        """Rough wall time of trying the method on `tried_rows`."""
+        return replace(self, rows=self.tried_rows, slabs=1, judged=False, members=1).seconds
+
     def binned(self, factor: int) -> Plan:
         """The same run with images (and volume) binned by `factor`."""
         small = [max(1, n // factor) for n in (self.rows, self.width, self.thickness)]

@@ -13,10 +13,13 @@ from . import findings, plot, viewer
 from .data import Reconstruction
 from .findings import Fit, Number
 from .io.atomic import replacing
+from .metrics import resolution
 from .quantify import Measured
 from .viewer import escape
 
 LISTED = 12  # bodies, of all that were measured
+RESOLVED = {"fsc_curve", "fsc_cones", "edge_width_voxels", "elongation", "ssnr"}  # metrics with a section of their own
+DIRECTIONS = {"z": "along the beam, z", "x": "across it, x", "y": "along the tilt axis, y"}
 PICTURE = 640  # voxels: a longer slice is binned before it is put into the page
 
 
@@ -36,6 +39,7 @@ def report(path, result: Reconstruction, measured: Measured | None = None) -> Pa
         *([_agreement(fit, result)] if fit is not None else []),
         _alignment(result),
         _convergence(result),
+        *([_resolution(result)] if RESOLVED & set(result.metrics) else []),
         _quality(result),
         *([_bodies(measured)] if measured is not None else []),
         _provenance(result),
@@ -279,23 +283,78 @@ def _convergence(result: Reconstruction) -> Section:
     return "convergence", "Convergence", f'{note}<div class="two left">{"".join(figures)}</div>'
 
 
-def _quality(result: Reconstruction) -> Section:
+def _resolution(result: Reconstruction) -> Section:
     metrics, nm = result.metrics, result.voxel_nm
-    left = ""
+    cones, widths = metrics.get("fsc_cones", {}), metrics.get("edge_width_voxels", {})
     frequency, curve = _numbers(metrics.get("fsc_frequency")), _numbers(metrics.get("fsc_curve"))
-    if frequency is not None and curve is not None and frequency.size == curve.size > 1:
-        left = _figure(
-            plot.fsc(frequency, curve, nm),
+    rows, more, figure = [], {}, ""
+    has_curve = frequency is not None and curve is not None and frequency.size == curve.size > 1
+    if has_curve:
+        rows.append(
+            ("all directions", *(_length(resolution(frequency, curve, level), nm) for level in (0.5, 0.143)), "")
+        )
+    for axis, name in DIRECTIONS.items():
+        one = cones.get(axis, {})
+        found = (one.get("resolution_voxels_at_0.5"), one.get("resolution_voxels"))
+        rows.append((name, *(_length(value, nm) for value in found), _length(widths.get(axis), nm, "none found")))
+        if one:
+            told = 2 * np.asarray(one["noise"]) <= 0.5
+            more[name] = np.asarray(cones["frequency"]), np.where(told, one["curve"], np.nan)
+    snr = metrics.get("ssnr", {})
+    if snr:
+        ratio = np.asarray(snr["ratio"])
+        expected = np.where(np.isfinite(ratio), ratio / (1 + ratio), 1.0)
+        more["samples, SSNR / (1 + SSNR)"] = np.asarray(snr["frequency"]), expected
+        rows.append(("samples, where SSNR is 1", _length(resolution(snr["frequency"], expected, 0.5), nm), "", ""))
+    if has_curve:
+        mask = metrics.get("fsc_mask", "mask not recorded")
+        cone = (
+            f" In cones of {cones['half_angle_deg']:.3g}° about the axes ({cones['mask']}) shells with so few samples "
+            "that noise may reach 0.5 are left out, and lengths are where the curve falls below the threshold or twice "
+            "its noise. Along the beam there is little but the missing wedge, where halves agree in what the method "
+            "supplies."
+            if cones
+            else ""
+        )
+        figure = _figure(
+            plot.fsc(frequency, curve, nm, more=more),
             "Fourier shell correlation of even and odd tilts",
             "Agreement of two volumes from even and odd tilts, by feature size. The thresholds 0.5 and 0.143 are "
-            f"dashed; {metrics.get('fsc_mask', 'mask not recorded')}. The halves share the missing wedge, the "
-            "alignment and the prior, so this bounds repeatability, not truth.",
+            f"dashed; {mask}. The halves share the missing wedge, the alignment and the prior, so this bounds "
+            f"repeatability, not truth.{cone}",
         )
-    rows = [(k, _short(v)) for k, v in _flat(metrics) if _numbers(v) is None or np.size(v) == 1]
-    right = as_table(rows) if rows else ""
-    if not left and not right:
-        return "quality", "Quality numbers", "<p>No quality numbers were computed for this run.</p>"
-    return "quality", "Quality numbers", f'<div class="two">{left}<div>{right}</div></div>' if left else right
+    table = as_table(rows, ("", "FSC 0.5", "FSC 0.143", "edges, 10 to 90 %"))
+    longer = {name: _ratio(value) for name, value in metrics.get("elongation", {}).items()}
+    told = ""
+    if longer:
+        told = (
+            f"<p>Along the beam, over across it: structures are {longer.get('structures', '-')} times as long (half "
+            f"width of the autocorrelation) and edges {longer.get('edges', '-')} times as wide. A method without prior "
+            f"knowledge makes a point {longer.get('of_the_wedge', '-')} times as long with these tilts; a specimen "
+            "that itself lies flat or stands upright counts in the first.</p>"
+        )
+    return "resolution", "Resolution", f'<div class="two">{figure}<div>{table}{told}</div></div>'
+
+
+def _length(voxels: Any, nm: float | None, none: str = "") -> str:
+    """A length in voxels, in words; of none at all `none`."""
+    value = np.nan if voxels is None else float(voxels)
+    if np.isnan(value):
+        return none or "not told"
+    if np.isinf(value):
+        return "no agreement"
+    return f"{value * nm:.3g} nm" if nm else f"{value:.3g} voxels"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3g}" if np.isfinite(value) else "(not told)"
+
+
+def _quality(result: Reconstruction) -> Section:
+    left = {k: v for k, v in result.metrics.items() if k not in RESOLVED}
+    rows = [(k, _short(v)) for k, v in _flat(left) if _numbers(v) is None or np.size(v) == 1]
+    body = as_table(rows) if rows else "<p>No quality numbers were computed for this run.</p>"
+    return "quality", "Quality numbers", body
 
 
 def _bodies(measured: Measured) -> Section:

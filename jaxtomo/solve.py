@@ -167,7 +167,8 @@ def reconstruct(
             `callbacks.stop_when_overfitting()`.
         resume: (step, state, history) as `callbacks.restore` reads them from a checkpoint.
         assess: also compute the quality numbers that need no truth, `jaxtomo.validate.cross_check`, two more
-            reconstructions, each from half the tilts of a slab, and `jaxtomo.audit.audited`, what the images determine.
+            reconstructions, each from half the tilts of a slab, `jaxtomo.audit.audited`, what the images determine, and
+            `jaxtomo.resolution.assessed`, elongation and edges.
 
     Raises:
         KeyboardInterrupt: passed on, after the callbacks have seen the last state (a checkpoint is then written).
@@ -243,9 +244,11 @@ def reconstruct(
     metrics = {}
     if assess:
         from .audit import audited
+        from .resolution import assessed
         from .validate import cross_check
 
         metrics = cross_check(problem, solver, done, key=key) | audited(problem, volume)
+        metrics |= assessed(volume, np.rad2deg(np.asarray(pose.tilt)), samples)
     settings = {
         "solver": dict(solver.settings),
         "steps": done,

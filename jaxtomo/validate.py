@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import metrics, parallel
+from . import metrics, parallel, resolution
 from .data import Problem
 from .errors import InputError
 from .solve import CHUNK, Solver, run_steps
 
 SLAB = 64  # slices, at most, that quality is judged on
-EDGE = 0.1  # of the radius: how softly the mask falls off
 
 
 @jax.jit
@@ -89,6 +88,7 @@ def cross_check(problem: Problem, solver: Solver, steps: int, *, key=None, slice
         prediction_error_by_tilt: the same, `[tilt]`;
         fsc_frequency, fsc_curve: Fourier shell correlation of the two halves, cycles per voxel;
         fsc_mask: what the mask was, in words;
+        fsc_cones: the same along the axes, see `resolution.by_direction`;
         resolution_voxels, resolution_nm: 1/frequency where it falls below 0.143 (NaN where it never does).
     Each half has twice the tilt step of the whole and shares its missing wedge and alignment: the error is
     an upper bound, and the resolution says nothing about the direction of the wedge.
@@ -110,7 +110,7 @@ def cross_check(problem: Problem, solver: Solver, steps: int, *, key=None, slice
         halves.append(np.asarray(volume).swapaxes(1, 2))
     result = {"prediction_error": float(np.sqrt(np.mean(errors[live] ** 2))), "prediction_error_by_tilt": errors}
     if min(problem.shape) >= 8:
-        frequency, curve = metrics.fsc(*halves, mask=cylinder(halves[0].shape))
+        frequency, curve = metrics.fsc(*halves, mask=metrics.cylinder(halves[0].shape))
         width = float(metrics.resolution(frequency, curve))
         result |= {
             "fsc_frequency": frequency,
@@ -118,22 +118,9 @@ def cross_check(problem: Problem, solver: Solver, steps: int, *, key=None, slice
             "fsc_mask": f"cylinder about the tilt axis, soft edge, middle {problem.shape[2]} slices",
             "resolution_voxels": width,
             "resolution_nm": width * voxel_nm if voxel_nm else float("nan"),
+            "fsc_cones": resolution.by_direction(*halves),
         }
     return result
-
-
-def cylinder(shape: tuple[int, int, int]) -> np.ndarray:
-    """A soft mask `[z, y, x]`: what every tilt sees around the axis, and softly ended slices."""
-    nz, ny, nx = shape
-    radius = np.hypot(
-        (np.arange(nz) - (nz - 1) / 2)[:, None] / (nz / 2), (np.arange(nx) - (nx - 1) / 2)[None] / (nx / 2)
-    )
-    along = np.abs(np.arange(ny) - (ny - 1) / 2) / (ny / 2)
-
-    def falling(distance):
-        return 0.5 * (1 + np.cos(np.pi * np.clip((distance - 1 + EDGE) / EDGE, 0, 1)))
-
-    return (falling(radius)[:, None, :] * falling(along)[None, :, None]).astype(np.float32)
 
 
 def choose_weight(

@@ -1,6 +1,7 @@
 """The command line as its users meet it: what goes to stdout, what the exit code is, what is left in the folder."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 
 import jaxtomo as jt
 from jaxtomo import cli, methods, run_folder
-from jaxtomo.commands import device, running, solving
+from jaxtomo.commands import contest, device, running, solving
 from jaxtomo.commands.reconstruct import Preparing, Solving
+from jaxtomo.console import Console
 from jaxtomo.io.reconstruction import read_reconstruction
 
 WEIGHT = ("--weight", "0.3")  # to choose one takes time, and has a test of its own
@@ -651,6 +653,85 @@ def test_methods_are_compared_on_tilts_they_have_not_seen(document, simulated):
     assert code == 0 and set(again["ranked"]) == {"wbp", "sirt"} and "were left" in again["left_out"]["tv"]
     assert Path("all/sirt/volume.mrc").stat().st_mtime_ns == stamp  # what is done is not done again
     assert again["methods"]["sirt"] == facts["methods"]["sirt"]
+
+
+def test_a_contest_keeps_to_its_time_and_ranks_by_what_is_unseen():
+    """The quickest first; what fails or has no error is never the winner."""
+    tried, errors = [], {"quick": 0.3, "slow": 0.1, "blind": math.nan, "tied": 0.1}
+
+    def attempt(name):
+        tried.append(name)
+        if name == "broken":
+            raise jt.InputError("it cannot")
+        return {"metrics": {"held_out_error": errors[name], "resolution_voxels": 3.0 if name == "slow" else 4.0}}
+
+    seconds = {"slow": 50.0, "quick": 1.0, "broken": 2.0, "blind": 3.0, "tied": 4.0, "endless": 1e9}
+    console = Console(quiet=True)
+    found, left = contest.contest(seconds, attempt, 1.0, console)
+    assert tried == ["quick", "broken", "blind", "tied", "slow"]
+    assert list(found) == ["slow", "tied", "quick", "blind"]
+    assert left["broken"] == "it cannot" and "were left" in left["endless"]
+    assert list(contest.contest(seconds, attempt, 1e-9, console)[0]) == ["quick"]  # the first is always tried
+    assert (
+        "endless"
+        in contest.contest({"endless": 1e9, "quick": 1}, lambda _: found["quick"], 1e-9, console, ["endless"])[0]
+    )
+
+
+@pytest.fixture
+def two_methods(monkeypatch):
+    """What auto tries, in seconds."""
+    monkeypatch.setattr(methods, "QUICK", ("wbp", "tv"))
+    monkeypatch.setitem(methods.WEIGHTS, "tv", (0.03, 0.3))
+
+
+def test_auto_goes_on_with_the_method_that_predicts_best(document, simulated, two_methods, monkeypatch):
+    argv = ("reconstruct", simulated, "--method", "auto", "--no-assess", "--out", "run")
+    code, planned = document(*argv, "--dry-run")
+    assert code == 0 and planned["one_of"] == ["wbp", "tv"]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert document(*argv, loud=True)[0] == 130
+    tried = json.loads(Path("run/run.json").read_text())["chosen"]["tried"]
+    best = min(tried, key=lambda name: tried[name]["held_out_error"])
+    assert set(tried) == {"wbp", "tv"} and best == "tv" and tried["tv"]["held_out_error"] < 0.5
+    assert (
+        'method = "tv"' in Path("run/config.toml").read_text() and "minutes" not in Path("run/config.toml").read_text()
+    )
+    monkeypatch.setattr(running, "choose_method", None)
+    monkeypatch.setattr(running, "choose_weight", None)
+    code, facts = document(*argv, "--resume", "--minutes", "3")
+    assert code == 0 and facts["method"] == "tv" and facts["weight"] == tried["tv"]["weight"]
+    assert facts["chosen"]["tried"] == tried and len(facts["chosen"]["held_out_tilts_deg"]) == 1
+    assert (
+        read_reconstruction(Path("run/reconstruction.h5")).settings["chosen"]["because"] == facts["chosen"]["because"]
+    )
+
+
+def test_auto_takes_the_usual_method_where_it_cannot_choose(document, command, simulated, two_methods):
+    skipped = ",".join(map(str, range(3, 17)))
+    argv = ("reconstruct", simulated, "--method", "auto", "--no-assess", "--no-align", "--skip", skipped)
+    code, out, err = command(*argv, "--out", "few")
+    assert code == 0 and "3 tilts are too few" in err and "3 tilts are too few" in out
+    facts = json.loads(Path("few/run.json").read_text())
+    assert facts["method"] == "tv" and "too few" in facts["chosen"]["because"]
+    code, facts = document("reconstruct", simulated, "--method", "auto", "--likelihood", "poisson", "--dry-run")
+    assert code == 0 and facts["method"] == "root-tv" and "one_of" not in facts  # neither of the two can
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "words"),
+    [
+        (["--weight", "0.1"], 3, "name a method"),
+        (["--steps", "9"], 3, "name a method"),
+        (["--slabs", "2"], 3, "name a method"),
+        (["--weights", "nano"], 3, "has learned"),
+        (["--minutes", "0"], 2, "above 0"),
+    ],
+)
+def test_what_auto_cannot_do_is_said(command, simulated, wrong, code, words):
+    got, _, said = command("reconstruct", simulated, "--method", "auto", *wrong)
+    assert got == code and words in said
 
 
 @pytest.mark.parametrize("wrong", [["--methods", "sirt"], ["--methods", "sirt,nonsense"], ["--minutes", "0"]])

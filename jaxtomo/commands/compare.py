@@ -18,7 +18,8 @@ METRICS = ("psnr", "ssim", "rmse", "resolution_voxels", "resolution_nm")
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare a volume with the truth, or with another volume: PSNR, SSIM, RMSE, Fourier shell correlation.
+    """Compare a volume with the truth, or with another volume: PSNR, SSIM, RMSE, Fourier shell correlation in all
+    directions and along each axis, and how much longer structures and edges are along the beam.
 
     Intensities are compared as they are. PSNR and SSIM refer to the range of the second volume.
     """
@@ -35,7 +36,7 @@ class Compare:
 
 
 def run(settings: Compare, console: Console) -> Outcome:
-    from .. import metrics
+    from .. import metrics, resolution
 
     check_gates(settings.fail_under, METRICS)
     paths = [_volume(required(settings.volume, "A")), _volume(required(settings.truth, "B"))]
@@ -62,12 +63,16 @@ def run(settings: Compare, console: Console) -> Outcome:
         "fsc_frequency": frequency,
         "fsc_curve": curve,
     }
+    if volume.ndim == 3 and min(volume.shape) >= 8:
+        found["fsc_cones"] = resolution.by_direction(volume, truth)
+        found["sharpness"] = {"a": resolution.sharpness(volume), "b": resolution.sharpness(truth)}
     missed = missed_gates(settings.fail_under, found)
     rows = [
         ("PSNR", f"{found['psnr']:.2f} dB"),
         ("SSIM", f"{found['ssim']:.4f}"),
         ("RMSE", f"{found['rmse']:.5g}"),
         ("FSC 0.5 at", _length(voxels, voxel_nm)),
+        *(_by_direction(found, voxel_nm) if "fsc_cones" in found else ()),
     ]
     document = {"a": str(paths[0]), "b": str(paths[1]), "shape": list(volume.shape), **found, "missed": missed}
     text = f"{paths[0]} against {paths[1]}, {_shape(volume)} voxels\n{table(rows)}"
@@ -88,7 +93,25 @@ def _shape(volume) -> str:
     return " × ".join(map(str, volume.shape))
 
 
+def _by_direction(found: dict[str, Any], voxel_nm: float | None) -> list[tuple[str, str]]:
+    said = {"z": "along the beam, z", "x": "across it, x", "y": "along the tilt axis, y"}
+    at = {axis: _length(found["fsc_cones"][axis]["resolution_voxels_at_0.5"], voxel_nm) for axis in said}
+    rows = [(said[axis], where) for axis, where in at.items()]
+    a, b = (found["sharpness"][name] for name in "ab")
+
+    def pair(one: float, other: float, unit: str = "") -> str:
+        first, second = (f"{value:.3g}{unit}" if math.isfinite(value) else "not told" for value in (one, other))
+        return f"{first}; of B {second}"
+
+    edges = ((axis, a["edge_width_voxels"][axis], b["edge_width_voxels"][axis]) for axis in said)
+    rows += [(f"edges along {axis}", pair(one, other, " voxels")) for axis, one, other in edges]
+    longer = (pair(a["elongation"][what], b["elongation"][what]) for what in ("structures", "edges"))
+    return [*rows, ("elongation", next(longer)), ("of edges", next(longer))]
+
+
 def _length(voxels: float, voxel_nm: float | None) -> str:
+    if math.isnan(voxels):
+        return "not told: too few frequencies"
     if not math.isfinite(voxels):
         return "no frequency: they do not agree"
     return f"{voxels:.3g} voxels" + (f", {voxels * voxel_nm:.3g} nm" if voxel_nm else "")

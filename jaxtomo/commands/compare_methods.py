@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +13,9 @@ from tyro.conf import Positional, arg
 
 from .. import hosts, methods, run_folder
 from ..console import Console, as_json, table
-from ..errors import DoesNotFitError, InputError
+from ..errors import InputError
 from . import device
+from .contest import contest, resolution
 from .options import NONE, Outcome, Reading, Showing, UsageError, required
 from .reconstruct import Preparing, Reconstruct, Running, Solving, planned
 from .reconstruct import run as reconstruct
@@ -73,28 +74,23 @@ def run(settings: CompareMethods, console: Console) -> Outcome:
     *_, count, _, _ = facts["shape"]
     held = max(1, count // 10) if settings.hold_out is None else settings.hold_out
     asked = {name: _asked(settings, name, folder / name, held) for name in names}
-    began, expected, found, left = time.monotonic(), {}, {}, {}
+    expected, unplanned = {}, {}
     for name, one in asked.items():
         try:
             expected[name] = planned(one, facts, None, free).seconds
         except InputError as error:
-            left[name] = str(error)
-    for name in sorted(expected, key=expected.__getitem__):
-        remaining = 60 * settings.minutes - (time.monotonic() - began)
-        finished = run_folder.is_run(folder / name)
-        if found and not finished and expected[name] > remaining:
-            left[name] = f"would take about {duration(expected[name])}, and {duration(max(remaining, 0))} were left"
-            continue
-        console.say(f"{name}: about {duration(expected[name])}")
-        try:
-            running = replace(asked[name].running, resume=finished)
-            found[name] = dict(reconstruct(replace(asked[name], running=running), console).document)
-        except (InputError, DoesNotFitError) as error:
-            left[name] = str(error)
-            console.warn(f"{name}: {error}")
+            unplanned[name] = str(error)
+    finished = {name for name in expected if run_folder.is_run(folder / name)}
+
+    def attempt(name: str) -> Mapping[str, Any]:
+        running = replace(asked[name].running, resume=name in finished)
+        return reconstruct(replace(asked[name], running=running), console).document
+
+    found, left = contest(expected, attempt, settings.minutes, console, finished)
+    left = unplanned | left
     if not found:
         raise InputError(f"{source}: no method could be run. " + "; ".join(f"{n}: {why}" for n, why in left.items()))
-    ranked = sorted(found, key=lambda name: (_score(found[name]), _resolution(found[name])))
+    ranked = list(found)
     lines = [_line(i + 1, name, found[name]) for i, name in enumerate(ranked)]
     document = {
         "file": str(source),
@@ -127,15 +123,6 @@ def _asked(settings: CompareMethods, name: str, folder: Path, held: int) -> Reco
     return Reconstruct(settings.file, settings.reading, settings.preparing, solving, Running(out=str(folder)), showing)
 
 
-def _score(facts: dict) -> float:
-    error = facts["metrics"].get("held_out_error")
-    return math.inf if error is None or not math.isfinite(error) else error
-
-
-def _resolution(facts: dict) -> float:
-    return facts["metrics"].get("resolution_voxels") or math.inf
-
-
 def _seconds(facts: dict) -> float:
     return round(sum(facts["seconds"].values()), 1)
 
@@ -153,7 +140,7 @@ def _line(rank: int, name: str, facts: dict) -> tuple[str, ...]:
     def share(value) -> str:
         return "-" if value is None or not math.isfinite(value) else f"{100 * value:.3g} %"
 
-    voxels, nm = _resolution(facts), metrics.get("resolution_nm")
+    voxels, nm = resolution(facts), metrics.get("resolution_nm")
     length = f"{nm:.3g} nm" if nm and math.isfinite(nm) else f"{voxels:.3g} voxels" if math.isfinite(voxels) else "-"
     weight = f", weight {facts['weight']:g}" if facts.get("weight") else ""
     return (

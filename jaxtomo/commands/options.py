@@ -69,7 +69,9 @@ Gates = Annotated[
 
 FROM_FILE = "(default: as the file states)"
 NONE = ""
-TRANSIENT = frozenset({"out", "resume", "overwrite", "dry_run", "devices", "memory", "fail_under", "showing"})
+TRANSIENT = frozenset(
+    {"out", "resume", "overwrite", "dry_run", "devices", "memory", "fail_under", "showing", "minutes"}
+)
 """Settings that are not part of what a run computes: not kept in config.toml, free to change when it goes on."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -28,6 +29,9 @@ from .options import (
     required,
     rows_asked,
 )
+
+if TYPE_CHECKING:
+    from .contest import Rivals
 
 METRICS = ("misfit", "prediction_error", "held_out_error", "resolution_voxels", "resolution_nm")
 BY_METHOD = "(default: the method's)"
@@ -75,6 +79,7 @@ class Solving:
             "gaussian",
             "diffusion",
             "gan",
+            "auto",
         ],
         arg(metavar="NAME"),
     ] = "tv"
@@ -83,7 +88,11 @@ class Solving:
     dip-tv: an untrained network beside voxels, for texture, slower still; dip: only that.
     gaussian: textured volumes such as tissue. diffusion: a network that has learned what such specimens look like, for
     a wide missing wedge. gan: two networks, one of which fills the missing wedge, and the other cleans the volume;
-    nothing to choose. wbp, sirt, sart, cgls: the classical ones, without prior knowledge."""
+    nothing to choose. wbp, sirt, sart, cgls: the classical ones, without prior knowledge.
+    auto: tries sirt, tv, tvq, root-tv and gaussian on some slices, and goes on with the one that predicts left-out
+    tilts best."""
+    minutes: Annotated[float, arg(metavar="N")] = 10.0
+    """The time in which --method auto tries methods, the quickest first; the first is always tried."""
     weight: Annotated[float | Literal["auto"] | None, arg(metavar="auto|NUMBER", help_behavior_hint=NONE)] = None
     """How strongly the methods with a prior (all but wbp, sirt, sart, cgls, dip, diffusion and gan) prefer a smooth
     volume: larger is smoother. auto, the default from six tilts, tries some, and takes the one that predicts left-out
@@ -167,6 +176,7 @@ class Reconstruct:
 
 def run(settings: Reconstruct, console: Console) -> Outcome:
     from ..io import inspect
+    from .contest import rivals_of
 
     source = required(settings.file, "FILE")
     _check(settings)
@@ -178,6 +188,7 @@ def run(settings: Reconstruct, console: Console) -> Outcome:
         run_folder.check_place(folder, settings.running.resume, settings.running.overwrite)
     before = None
     if settings.running.resume and run_folder.is_run(folder):
+        settings = _as_chosen(folder, settings)
         before = _earlier(folder, settings)
         if before.get("status") == "done" and not _more_steps(before, settings):
             console.say(f"{folder}: this run is finished.")
@@ -185,10 +196,11 @@ def run(settings: Reconstruct, console: Console) -> Outcome:
     facts = inspect(source, **settings.reading.arguments())
     device.start()
     free = device.memory(None if settings.running.memory is None else 1e9 * settings.running.memory)
-    chosen = planned(settings, facts, before, free)
+    rivals = rivals_of(settings, facts, free) if settings.solving.method == "auto" else None
+    chosen = planned(settings, facts, before, free) if rivals is None else rivals.largest
     plan.require(chosen, free, source)
     if settings.running.dry_run:
-        return _dry(settings, facts, chosen, before, free, folder) if hosts.first() else Outcome("")
+        return _dry(settings, facts, chosen, before, free, folder, rivals) if hosts.first() else Outcome("")
     if not hosts.first():
         from .sharing import assist
 
@@ -196,7 +208,20 @@ def run(settings: Reconstruct, console: Console) -> Outcome:
         return Outcome("")
     from .running import carry_out
 
-    return outcome(settings, carry_out(settings, chosen, folder, before, console))
+    return outcome(settings, carry_out(settings, chosen, folder, before, console, rivals))
+
+
+def by(method: str, settings: Reconstruct) -> Reconstruct:
+    """The settings with that method."""
+    return replace(settings, solving=replace(settings.solving, method=method))  # type: ignore[arg-type]
+
+
+def _as_chosen(folder: Path, settings: Reconstruct) -> Reconstruct:
+    """The settings with the method that `auto` chose when the run was begun."""
+    if settings.solving.method != "auto":
+        return settings
+    before = run_folder.recorded(folder) if (folder / run_folder.RECORD).is_file() else {}
+    return by(before["method"], settings) if "chosen" in before else settings
 
 
 def _check(settings: Reconstruct) -> None:
@@ -204,7 +229,9 @@ def _check(settings: Reconstruct) -> None:
     solving, running, preparing = settings.solving, settings.running, settings.preparing
     check_gates(running.fail_under, METRICS)
     plain_noise = solving.likelihood == "gaussian" and not solving.fit_intensity
-    if not plain_noise and solving.method not in methods.ANY_LIKELIHOOD:
+    if solving.method == "auto":
+        _check_auto(settings)
+    elif not plain_noise and solving.method not in methods.ANY_LIKELIHOOD:
         flag = "--fit-intensity" if solving.fit_intensity else f"--likelihood {solving.likelihood}"
         able = ", ".join(methods.ANY_LIKELIHOOD)
         raise InputError(f"{flag}: {solving.method} cannot. Take --method with one of {able}.")
@@ -275,6 +302,22 @@ def _check(settings: Reconstruct) -> None:
             )
         if hosts.several():
             raise InputError("--refine-poses: not on several hosts. Refine on one with jaxtomo align --joint.")
+
+
+def _check_auto(settings: Reconstruct) -> None:
+    """Raises UsageError or InputError for what can be asked of a method with a name only."""
+    solving, slabs = settings.solving, settings.running.slabs or 1
+    for flag, given in (
+        ("--weight", solving.weight is not None),
+        ("--steps", solving.steps is not None),
+        ("--slabs", slabs > 1),
+    ):
+        if given:
+            raise InputError(f"{flag}: with --method auto every method has its own. Leave it out, or name a method.")
+    if hosts.several():
+        raise InputError("--method auto: not on several hosts. Start it on one, or name a method.")
+    if not (math.isfinite(solving.minutes) and solving.minutes > 0):
+        raise UsageError(f"--minutes {solving.minutes:g}: give a number above 0.")
 
 
 def _mixing(preparing: Preparing) -> bool:
@@ -383,7 +426,13 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
 
 
 def _dry(
-    settings: Reconstruct, facts: dict, chosen: plan.Plan, before: dict | None, free: plan.Memory, folder: Path
+    settings: Reconstruct,
+    facts: dict,
+    chosen: plan.Plan,
+    before: dict | None,
+    free: plan.Memory,
+    folder: Path,
+    rivals: Rivals | None = None,
 ) -> Outcome:
     from .summary import dry_document, dry_text
 
@@ -391,6 +440,9 @@ def _dry(
         raise InputError(f"{facts['file']}: " + " ".join(f"{p['fact']} {p['cure']}" for p in facts["problems"]))
     why = "as asked" if settings.running.slabs else "as begun" if before else "the fewest that fit into the memory"
     document = dry_document(facts, chosen, why, free, folder)
+    if rivals is not None and len(rivals.plans) > 1:
+        trying = min(60 * settings.solving.minutes, sum(one.trial_seconds for one in rivals.plans.values()))
+        document |= {"one_of": list(rivals.plans), "seconds": round(chosen.seconds + trying)}
     return Outcome(dry_text(document), document)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,11 @@ from ..slabs import for_report
 from ..solve import Solver
 from ..validate import choose_weight, spread
 from . import device
+from .choosing import choose_method
+from .contest import Rivals
 from .options import TRANSIENT
 from .posing import posed
-from .reconstruct import Reconstruct, lasting
+from .reconstruct import Reconstruct, by, lasting
 from .sharing import refuse_mixed, share, solve_shared
 from .solving import Task, held_out_error, interruptible, judged, middle, refuse_diverged, solve_whole
 from .streaming import solve_in_slabs
@@ -82,13 +85,19 @@ def warn_of_unlike(task: Task, weights: str, result: Reconstruction) -> None:
 
 
 def carry_out(
-    settings: Reconstruct, plan: Plan, folder: Path, before: dict[str, Any] | None, console: Console
+    settings: Reconstruct,
+    plan: Plan,
+    folder: Path,
+    before: dict[str, Any] | None,
+    console: Console,
+    rivals: Rivals | None = None,
 ) -> dict[str, Any]:
-    """Run it; returns what `run.json` says in the end. `before` is what it said of the run to go on with.
+    """Run it; returns what `run.json` says in the end. `before` is what it said of the run to go on with. Of several
+    `rivals` the method is chosen when the series is aligned.
 
     Raises Stopped when interrupted, after a checkpoint; any error removes what it began, unless a checkpoint is there.
     """
-    solving, stages = settings.solving, Stages(console)
+    stages, known = Stages(console), before or {}
     with run_folder.working(folder) if plan.in_files else contextlib.nullcontext() as work:
         with stages("read", f"reading {settings.file}"):
             series, digest = _read(settings, plan, folder, before, work)
@@ -98,15 +107,22 @@ def carry_out(
             series, pose, alignment = posed(series, settings, console)
             if work is not None:
                 series = on_disk(series, work)
+        solving = settings.solving
         held = spread(count, solving.hold_out) if solving.hold_out else np.zeros(0, int)
         weights = np.isin(np.arange(count), held, invert=True).astype(np.float32) if held.size else None
         likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)
         mesh = device.mesh(settings.running.devices)
         task = Task(settings, plan, folder, console, series, pose, likelihood, weights, before is not None, mesh)
+        if rivals is not None:
+            with stages("choose", f"choosing among {', '.join(rivals.plans)} by left-out tilts"):
+                choice = choose_method(task, rivals)
+            settings, plan = by(choice.method, settings), rivals.plans[choice.method]
+            task, solving = replace(task, settings=settings, plan=plan), settings.solving
+            known = {"weight": choice.weight, "chosen": choice.facts}
         trying = methods.tries_weights(solving.method, solving.weight, series.tilt_deg.size)
         if plan.hosts > 1:
             refuse_mixed(settings, pose, trying)
-        solver = _solver(task, before, stages)
+        solver = _solver(task, known.get("weight"), stages)
         steps = solving.steps or solver.steps
         judge = solver
         if (turns := solving.asked.turns) > 1:
@@ -129,6 +145,7 @@ def carry_out(
             "slabs": plan.slabs,
             "weight": solver.settings.get("weight"),
             "weight_chosen": trying,
+            **({"chosen": known["chosen"]} if "chosen" in known else {}),
         }
         kept = config.dump(lasting(settings), leaving_out=TRANSIENT)
         if before is None:
@@ -152,6 +169,7 @@ def carry_out(
             if held.size:
                 metrics |= held_out_error(task, result, held)
             more = {"seed": solving.seed} | ({} if alignment is None else {"alignment": alignment})
+            more |= {name: facts[name] for name in ("chosen",) if name in facts}
             result = result.replace(metrics=metrics, settings={**result.settings, **more})
             with stages("write", f"writing the volume and the report to {folder}"):
                 files = _write(task, result)
@@ -203,14 +221,14 @@ def _read(
     return series, digest
 
 
-def _solver(task: Task, before: dict[str, Any] | None, stages: Stages) -> Solver:
-    """The solver, with its weight chosen by left-out tilts if that is asked for and was not done before."""
+def _solver(task: Task, weight: float | None, stages: Stages) -> Solver:
+    """The solver, with its weight chosen by left-out tilts if that is asked for and `weight` was not so before."""
     solving = task.settings.solving
     make = methods.maker(solving.asked)
     if not methods.tries_weights(solving.method, solving.weight, task.series.tilt_deg.size):
         return make(None if solving.weight == "auto" else solving.weight)
-    if before and before.get("weight") is not None:
-        return make(before["weight"])
+    if weight is not None:
+        return make(weight)
     candidates = methods.WEIGHTS[solving.method]
     with stages("weight", f"choosing the weight of {solving.method}: {len(candidates)} trials on a slab"):
         problem = task.problem(*middle(task, task.plan.tried_rows), task.weights)

@@ -21,6 +21,7 @@ from ..data import Pose, Problem, Reconstruction
 from ..errors import InputError
 from ..plan import Plan
 from ..prepare import rows_of
+from ..resolution import assessed
 from ..series import TiltSeries
 from ..solve import Solver, reconstruct
 from ..validate import cross_check, prediction_error
@@ -149,7 +150,8 @@ def judged(task: Task, solver: Solver, result: Reconstruction) -> dict[str, Any]
     volume = result.volume
     if volume.ndim == 3 and volume.shape[1] > problem.shape[2]:
         volume = volume[:, middle_rows(task.series, task.plan.judged_rows)]
-    return cross_check(problem, solver, max(1, steps), key=task.key) | audited(problem, volume)
+    found = cross_check(problem, solver, max(1, steps), key=task.key) | audited(problem, volume)
+    return found | assessed(volume, np.rad2deg(np.asarray(result.pose.tilt)), result.samples)
 
 
 def held_out_error(task: Task, result: Reconstruction, held: np.ndarray) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def dry_text(document: dict[str, Any]) -> str:
     rows = [
         ("tilts", f"{document['tilts']}, {angles['min']:.4g}° to {angles['max']:.4g}°"),
         ("volume", f"{shape_text(document['shape'])} voxels [z, y, x]"),
+        ("choosing", f"one of {', '.join(document['one_of'])}" if "one_of" in document else None),
         ("method", f"{document['method']}, up to {document['steps']} steps, on {document['device']}"),
         ("slabs", _slabs(document)),
         ("memory", memory),
@@ -63,6 +64,7 @@ def run_text(facts: dict[str, Any]) -> str:
     rows = [
         ("volume", f"{shape_text(facts['shape'])} voxels [z, y, x]" + _voxel(facts.get("voxel_nm"))),
         ("method", f"{facts['method']}, {facts['steps']} steps" + _weight(facts)),
+        ("chosen", facts.get("chosen", {}).get("because")),
         ("stopped", facts["message"]),
         ("misfit", _percent(metrics.get("misfit"), "of the measured signal")),
         ("prediction", _percent(metrics.get("prediction_error"), "error, even tilts from odd and odd from even")),

@@ -1,0 +1,106 @@
+"""Methods tried on one series under one time budget, and ranked by tilts that none of them has seen: for
+`compare methods` and for `reconstruct --method auto`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from .. import methods
+from ..console import Console
+from ..errors import DoesNotFitError, InputError
+from ..plan import Memory, Plan, fits, size
+from .reconstruct import Reconstruct, by, planned
+from .summary import duration
+
+
+class Contest(NamedTuple):
+    """How it went.
+
+    Attributes:
+        found: by method, the best first, what is known of it; its `metrics` have `held_out_error`.
+        left: by method that was not tried, or failed, why.
+    """
+
+    found: dict[str, dict[str, Any]]
+    left: dict[str, str]
+
+
+def contest(
+    expected: Mapping[str, float],
+    attempt: Callable[[str], Mapping[str, Any]],
+    minutes: float,
+    console: Console,
+    finished: Collection[str] = (),
+) -> Contest:
+    """Try methods that are `expected` to take so many seconds, the quickest first, and rank them.
+
+    One that does not fit into what is left of the time is left out, but the first, and what is `finished` already. They
+    are ranked by `held_out_error`, the relative error of tilts that none has seen, and where that is the same by
+    `resolution_voxels`; one without a finite error comes last.
+    """
+    began, found, left = time.monotonic(), {}, {}
+    for name in sorted(expected, key=expected.__getitem__):
+        remaining = 60 * minutes - (time.monotonic() - began)
+        if found and name not in finished and expected[name] > remaining:
+            left[name] = f"would take about {duration(expected[name])}, and {duration(max(remaining, 0))} were left"
+            continue
+        console.say(f"{name}: about {duration(expected[name])}")
+        try:
+            found[name] = dict(attempt(name))
+        except (InputError, DoesNotFitError) as error:
+            left[name] = str(error)
+            console.warn(f"{name}: {error}")
+    return Contest(dict(sorted(found.items(), key=lambda item: (held_out(item[1]), resolution(item[1])))), left)
+
+
+def held_out(facts: Mapping[str, Any]) -> float:
+    """The relative error of tilts that were left out; infinite where it is not known."""
+    error = facts["metrics"].get("held_out_error")
+    return math.inf if error is None or not math.isfinite(error) else error
+
+
+def resolution(facts: Mapping[str, Any]) -> float:
+    """Voxels, where even and odd tilts stop to agree; infinite where that is not known."""
+    return facts["metrics"].get("resolution_voxels") or math.inf
+
+
+class Rivals(NamedTuple):
+    """Methods among which `--method auto` chooses.
+
+    Attributes:
+        plans: of each what it would need.
+        left: of others why they are none.
+        because: why there is only one, if there is.
+    """
+
+    plans: dict[str, Plan]
+    left: dict[str, str]
+    because: str = ""
+
+    @property
+    def largest(self) -> Plan:
+        return max(self.plans.values(), key=lambda one: one.host_bytes)
+
+
+def rivals_of(settings: Reconstruct, facts: dict, free: Memory) -> Rivals:
+    """The quick methods that can do what is asked and fit into memory in one piece; where there is nothing to choose,
+    tv, or root-tv for another noise model."""
+    plain_noise = settings.solving.likelihood == "gaussian" and not settings.solving.fit_intensity
+    usual = "tv" if plain_noise else "root-tv"
+    able = [name for name in methods.QUICK if plain_noise or name in methods.ANY_LIKELIHOOD]
+    plans = {name: planned(by(name, settings), facts, None, free) for name in dict.fromkeys([*able, usual])}
+    fitting = {name: plans[name] for name in able if plans[name].slabs == 1 and fits(plans[name], free)}
+    left = {
+        name: f"needs about {size(plans[name].host_bytes)} of memory, or slabs" for name in able if name not in fitting
+    }
+    tilts = plans[usual].tilts - settings.solving.hold_out
+    if tilts < 4:
+        because = f"{tilts} tilts are too few to leave any out"
+    elif len(fitting) < 2:
+        because = "no two of the quick methods can do that in the memory there is"
+    else:
+        return Rivals(fitting, left)
+    return Rivals({usual: plans[usual]}, left, f"{usual}: {because}")
