@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import InputError
 from .io.atomic import replacing
+from .resolution import wedge_elongation
 
 SMALLEST = 27  # voxels: what is smaller may be noise, and has no shape
 COVERED = 0.9  # of an interval
@@ -22,7 +23,7 @@ SURE = 3.0, 6.0  # times the noise: what may still be nothing, and what is certa
 NEAR = 2.0  # voxels beyond a body in which its surface, or samples of it, may lie
 RIM, AROUND = 1.5, 1.5  # voxels beside a body that are its edge; over which what is further away is averaged
 HALF, UNSURE = 0.5, 0.096  # of the contrast: where a surface lies, and how far from there it may; see `unsure`
-USUAL = (-60.0, 60.0)  # degrees, of tilts that are not known
+USUAL = np.arange(-60.0, 61.0, 2.0)  # degrees, of tilts that are not known
 
 Table = dict[str, np.ndarray]
 
@@ -293,7 +294,7 @@ def intervals(
     bodies: Bodies,
     find: Callable[..., Bodies],
     samples: Sequence[np.ndarray] | np.ndarray = (),
-    tilt_deg: Sequence[float] | np.ndarray = USUAL,
+    tilt_deg=USUAL,
     covered: float = COVERED,
 ) -> dict[str, Interval]:
     """What is open of the values of `bodies.table` and, as single numbers, of `bodies.summary`: where in a blurred edge
@@ -308,7 +309,7 @@ def intervals(
         bodies: of the volume.
         find: `particles` or `pores`, with the settings that found `bodies`.
         samples: other volumes that explain the images, 2 or more if there are any.
-        tilt_deg: of the images.
+        tilt_deg: `[tilt]`, of the images.
         covered: how often one more sample should lie inside.
     """
     from scipy.ndimage import distance_transform_edt
@@ -344,15 +345,13 @@ def intervals(
 
 
 def unsure(tilt_deg) -> float:
-    """Share of the contrast by which a surface may be off half height: `UNSURE` √e, with the elongation e of a point
-    that the range α of the tilts makes, √((α + sin α cos α) / (α - sin α cos α)) [Radermacher 1988].
+    """Share of the contrast by which a surface may be off half height: `UNSURE` √e, with the elongation e that the
+    tilts make of a point, see `resolution.wedge_elongation`.
 
     The form and its constant are a choice: nine of ten volumes of the particles of phantoms lay inside, at ±60° and
     ±30°. How many of other phantoms do is in benchmarks/RESULTS.md.
     """
-    most = np.deg2rad(np.clip((np.max(tilt_deg) - np.min(tilt_deg)) / 2, 1, 90))
-    turn = np.sin(most) * np.cos(most)
-    return float(min(UNSURE * ((most + turn) / (most - turn)) ** 0.25, 0.4))
+    return float(min(UNSURE * np.sqrt(wedge_elongation(tilt_deg)), 0.4))
 
 
 def _of_each(bodies: Bodies, table: Table) -> Table:
