@@ -121,8 +121,8 @@ def runs(case: Case, options) -> Iterator[tuple[str, Callable[[], dict]]]:
         of_filled, of_measured = (run(p, jt.sirt(), 20).swapaxes(1, 2) for p in (whole, problem))
         told = show(problem, trained(weights))
         both, one = (np.asarray(jax.jit(cleaned)(told, v)).swapaxes(1, 2) for v in (of_filled, of_measured))
-        guide = np.asarray(told.guide[1]).swapaxes(1, 2)
-        volumes = {"snr": both, "filled": of_filled.swapaxes(1, 2), "cleaned": one, "shown": guide}
+        volumes = {"snr": both, "filled": of_filled.swapaxes(1, 2), "cleaned": one}
+        volumes |= dict(zip(("gaussian", "root tv", "tvq"), np.asarray(told.guide).swapaxes(2, 3), strict=True))
         return {name: snr(volume, truth) for name, volume in volumes.items()}
 
     for name in METHODS:

@@ -30,8 +30,8 @@ WEIGHTS = {
 QUICK = ("sirt", "tv", "tvq", "root-tv", "gaussian")
 """What `--method auto` tries: those that take seconds on some slices."""
 
-SHIPPED = {"diffusion": ("nano", "fibsem"), "gan": ()}
-LEARNED: dict[str, str | None] = {"diffusion": "nano", "gan": None}
+SHIPPED = {"diffusion": ("nano", "fibsem"), "gan": ("slices",)}
+LEARNED = {"diffusion": "nano", "gan": "slices"}
 """Methods that have learned from other specimens, and the weights they take if none are named."""
 TAUGHT = {"diffusion": "score", "gan": "gan"}
 """What `jaxtomo train` calls them."""
@@ -51,8 +51,6 @@ def weights_folder(name: str | Path | None, method: str) -> Path:
     """
     name = LEARNED[method] if name is None else name
     own = [*SHIPPED[method], f"the folder 'weights' of a jaxtomo train {TAUGHT[method]}"]
-    if name is None:
-        raise InputError(f"--method {method}: has no weights of its own yet. Give --weights with {' or '.join(own)}.")
     shipped = any(name in names for names in SHIPPED.values())
     folder = Path(__file__).parent / "weights" / name if shipped else Path(name).absolute()
     if not (folder / "card.json").is_file():

@@ -245,8 +245,10 @@ def test_training_of_the_pair_from_files(command, document, simulated, monkeypat
         assert document(*given, *wrong, "--out", "../u")[0] == 3
     code, facts = document("reconstruct", simulated, "--method", "diffusion", "--weights", "../t/weights")
     assert code == 3 and "weights of --method gan" in facts["error"]
-    code, facts = document("reconstruct", simulated, "--method", "gan")
-    assert code == 3 and "jaxtomo train gan" in facts["error"]
+    code, facts = document("reconstruct", simulated, "--method", "gan", "--weights", "nano")
+    assert code == 3 and "slices or the folder 'weights' of a jaxtomo train gan" in facts["error"]
+    code, facts = document("reconstruct", simulated, "--method", "gan", "--steps", "3")
+    assert code == 0 and facts["weights"] == "slices"
     code, facts = document("train", "--data", ".")
     assert code == 2 and "train score or train gan" in facts["error"]
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -199,13 +200,23 @@ def test_what_no_volume_explains_is_not_explained(likelihood):
 def test_gan_reconstructs(problem):
     result = jt.reconstruct(problem, solvers.gan(pair()), callbacks=(), assess=False)
     assert result.volume.shape == (16, 4, 16) and np.isfinite(result.volume).all()
-    assert {"misfit", "unlike"} <= result.history.keys() and result.settings["solver"]["inner"]["method"] == "sirt"
+    assert {"misfit", "unlike"} <= result.history.keys() and (result.history["network_share"] >= 0.25).all()
+    assert result.settings["solver"]["inner"]["method"] == "sirt"
     other = jt.reconstruct(problem, solvers.gan(pair(), jt.wbp()), callbacks=(), assess=False)
     assert np.corrcoef(other.volume.ravel(), result.volume.ravel())[0, 1] > 0.8
     bright = jt.reconstruct(
         problem.replace(images=1024 * problem.images), solvers.gan(pair()), callbacks=(), assess=False
     )
     np.testing.assert_allclose(bright.volume / 1024, result.volume, atol=1e-3 * result.volume.max())
+
+
+@pytest.mark.parametrize(("answer", "least", "most", "side"), [("nothing", 0.25, 0.3, 18), ("the truth", 0.7, 1.0, 20)])
+def test_a_network_weighs_as_much_as_it_predicts(answer, least, most, side, monkeypatch):
+    problem, truth = posed(np.arange(-60, 61, 5.0), side=side)  # of a shape that nothing was compiled for
+    said = jnp.asarray(truth.swapaxes(1, 2)) if answer == "the truth" else jnp.zeros(problem.shape)
+    monkeypatch.setattr(sys.modules["jaxtomo.solvers.gan"], "cleaned", lambda shown, volume: said)
+    shares = solvers.gan(pair()).init(problem, None)["shares"]
+    assert least <= shares[0] <= most and jnp.sum(shares) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(("side", "rows", "tilts"), [(16, 4, 13), (9, 1, 5), (8, 3, 1)])

@@ -113,10 +113,10 @@ class Solving:
     spectrum: Annotated[str, arg(metavar="NAME")] = "fib_sem"
     """What kind of volume gaussian expects: fib_sem, porous_silicon or nanoparticles."""
     weights: Annotated[
-        str | None, arg(metavar="nano|fibsem|DIR", help_behavior_hint="(default: nano, of gan none)")
+        str | None, arg(metavar="nano|fibsem|DIR", help_behavior_hint="(default: nano, of gan slices)")
     ] = None
     """What diffusion has learned: nano from particles, pores and crystals, fibsem from tissue; or the weights of a
-    jaxtomo train score, or, for gan, of a jaxtomo train gan."""
+    jaxtomo train score, or, for gan, of a jaxtomo train gan; its own, slices, are of all of these."""
     adapt: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Weigh the network of diffusion against solutions without one by how well each predicts left-out tilts, for a
     specimen unlike those it was trained on."""
