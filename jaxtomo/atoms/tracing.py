@@ -1,8 +1,7 @@
-"""Atoms of a volume or of its images: where they are, how bright, and of which species.
+"""Where atoms are and how bright: a sum of Gaussians fitted to a volume, or to the images themselves.
 
-An atom is a Gaussian. `find` fits a sum of them to a volume, `refine` to the images themselves, in which a missing
-wedge makes nothing longer; both take all atoms together, so that neighbours do not pull at each other. [Yang et al.,
-Nature 592, 60 (2021), for the order: reconstruct, trace, classify, refine]
+`find` sees a volume, which a missing wedge makes longer along the beam; `refine` the images, which it does not. Both
+take all atoms together, so that neighbours do not pull at each other.
 """
 
 from __future__ import annotations
@@ -16,50 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .data import Pose, Problem
-from .errors import InputError
+from ..data import Pose, Problem
+from ..errors import InputError
+from .table import Atoms, atoms
 
 APART = 1.5  # Å: nearer than this no two atoms are
 CUT = 3.0, 4.0  # widths at which a Gaussian ends, in a volume and in images
 PADDED = 256  # atoms: their number is made up to a multiple of this, so that few sizes are compiled
 STILL = 1e-2, 1e-3  # voxels, root mean square: a fit to a volume, or to images, that moves no more is done
 DAMPING = 1e-2  # of the first step, over the curvature
-
-
-class Atoms(NamedTuple):
-    """Atoms, a row for each.
-
-    Attributes:
-        positions: `[atom, 3]` (x, y, z) in Å, from the middle of the volume: y along the tilt axis, z along the beam.
-        amplitude: `[atom]` integral of the intensity over an atom, in that of a voxel: what it adds to every image.
-        width: `[atom]` standard deviation in Å, across the beam, with what pixels and blur add.
-        position_error: `[atom, 3]` Å, standard deviation that noise alone leaves with all else known: a lower bound.
-            NaN of atoms that were not refined.
-        amplitude_error: `[atom]` likewise.
-        species: `[atom]` 0, 1, … from the faintest; -1 where none has been told.
-        confidence: `[atom]` probability of that species; NaN where none has been told.
-    """
-
-    positions: np.ndarray
-    amplitude: np.ndarray
-    width: np.ndarray
-    position_error: np.ndarray
-    amplitude_error: np.ndarray
-    species: np.ndarray
-    confidence: np.ndarray
-
-    def select(self, which) -> Atoms:
-        """Only those that an index or a mask names."""
-        return Atoms(*(values[which] for values in self))
-
-
-def atoms(positions, amplitude, width) -> Atoms:
-    """Atoms of which no more is known. `width` may be one number."""
-    positions = np.asarray(positions, float).reshape(-1, 3)
-    n = len(positions)
-    amplitude, width = (np.broadcast_to(np.asarray(a, float), (n,)).copy() for a in (amplitude, width))
-    unknown = np.full(n, np.nan)
-    return Atoms(positions, amplitude, width, np.full((n, 3), np.nan), unknown, np.full(n, -1), unknown.copy())
 
 
 class Guess(NamedTuple):
@@ -367,9 +331,7 @@ def _missing(problem: Problem, residual, width) -> jax.Array:
         return jnp.apply_along_axis(lambda line: jnp.convolve(line, kernel, mode="same"), axis, a)
 
     matched = along(along(curvature * residual, 1), 2)
-    return problem.back_project(matched) / jnp.maximum(
-        problem.back_project(curvature / (4 * jnp.pi * width**2)), 1e-20
-    )
+    return problem.back_project(matched) / jnp.maximum(problem.back_project(curvature / (4 * jnp.pi * width**2)), 1e-20)
 
 
 @jax.jit
