@@ -189,7 +189,7 @@ def _expected(places, taken, site, vectors, steps):
         for vector, step in zip(vectors, steps.tolist(), strict=True)
         if (atom := taken.get((site[0] - step[0], site[1] - step[1], site[2] - step[2]))) is not None
     ]
-    return (np.mean(there, 0) if there else None), len(there)
+    return np.mean(there, 0) if there else np.full(3, np.nan), len(there)
 
 
 def _settled(places, numbered, vectors, steps):
@@ -201,7 +201,7 @@ def _settled(places, numbered, vectors, steps):
     for site, rivals in at.items():
         if len(rivals) > 1:
             centre, _ = _expected(places, taken, site, vectors, steps)
-            distances = [0.0 if centre is None else float(np.linalg.norm(places[a] - centre)) for a in rivals]
+            distances = [float(np.linalg.norm(places[atom] - centre)) for atom in rivals]
             taken[site] = rivals[int(np.argmin(distances))]
     return {atom: site for site, atom in taken.items()}, taken
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -129,7 +129,7 @@ def _median(errors):
     return np.median(errors, 0)
 
 
-def _read(place: Path, settings: FindAtoms):
+def _read(place: Path, settings: FindAtoms) -> tuple[Path, Any, float, Any]:
     """(file, volume, side of a voxel in nm, what to refine against)."""
     from ..io import read_volume
     from ..io.reconstruction import read_reconstruction
@@ -137,9 +137,10 @@ def _read(place: Path, settings: FindAtoms):
     cure = "the side of a voxel is not known, and atoms are apart by Å. Give it with --voxel-nm."
     if not place.is_dir():
         volume, voxel_nm = read_volume(place)
-        if not (settings.voxel_nm or voxel_nm):
+        voxel_nm = settings.voxel_nm or voxel_nm
+        if not voxel_nm:
             raise InputError(f"{place}: {cure}")
-        return place, volume, settings.voxel_nm or voxel_nm, None
+        return place, volume, voxel_nm, None
     source = place / "reconstruction.h5"
     if not source.is_file():
         raise InputError(f"{place}: holds no finished run. Give a volume, or finish it with reconstruct --resume.")
