@@ -52,7 +52,7 @@ def images_of(places, amplitude, pose, side, width=1.0):
     return np.asarray(tracing.rendered(guess, pose, (side, side), 6)).swapaxes(1, 2)
 
 
-def problem_of(places, amplitude, side=40, noise=0.0, seed=0, most=60, tilts=25):
+def problem_of(places, amplitude, side=40, noise=0.0, seed=0, most=60, tilts=15):
     angles = np.linspace(-most, most, tilts)
     images = images_of(places, amplitude, jt.Pose.nominal(angles), side)
     images = images + noise * np.random.default_rng(seed).normal(size=images.shape)
@@ -73,30 +73,26 @@ def test_atoms_of_a_volume_are_where_they_are():
     found = atoms.find(in_volume(PLACES, BRIGHT, (40, 38, 41), along=1.3), VOXEL / 10)
     distances, which = nearest(PLACES, found.positions)
     assert len(found.positions) == 30 and distances.max() < 0.005
-    np.testing.assert_allclose(found.amplitude[which], BRIGHT, rtol=0.01)
+    np.testing.assert_allclose(found.amplitude[which], BRIGHT, rtol=0.02)  # the tails that are cut
     np.testing.assert_allclose(found.width, VOXEL, rtol=0.01)
     assert np.isnan(found.position_error).all() and (found.species == -1).all()
 
 
 def test_faint_and_near_ones_are_left_out_where_asked():
-    volume = in_volume(np.concatenate([PLACES, [[0, 0, 9.0]]]), [*BRIGHT, 0.2], (60, 38, 41))
-    assert len(atoms.find(volume, VOXEL / 10).positions) == 30
-    assert len(atoms.find(volume, VOXEL / 10, threshold=0.03).positions) == 31
+    volume = in_volume(PLACES, [*BRIGHT[:-1], 0.2], (40, 38, 41))
+    assert len(atoms.find(volume, VOXEL / 10).positions) == 29
+    assert len(atoms.find(volume, VOXEL / 10, threshold=0.03).positions) == 30
     assert len(atoms.find(volume, VOXEL / 10, apart=4.0).positions) < 20
 
 
 def test_a_point_is_seen_where_the_projector_has_it():
-    places, side = scattered(6, 6.0, 2.0, 3), 40
-    volume = in_volume(places, np.ones(6), (side,) * 3, width=2.0, along=2.0)
-    want = np.asarray(jt.project(volume, FULL))
-    have = images_of(places, np.ones(6), FULL.replace(magnification=None), side, 2.0)
-    assert np.abs(have - want).max() > 0.02 * want.max()  # the magnification is seen
-    guess = tracing.Guess(jnp.asarray(places / VOXEL), jnp.ones(6), jnp.array([2.0]))
-    for i, size in enumerate(np.asarray(FULL.magnification)):
-        pose = FULL.select(np.array([i]))
-        wide = guess._replace(width=guess.width * size, amplitude=guess.amplitude * size**2)
-        have = np.asarray(tracing.rendered(wide, pose, (side, side), 11)).swapaxes(1, 2)
-        np.testing.assert_allclose(have[0], want[i], atol=0.02 * want.max())
+    places, side = scattered(4, 5.0, 1.0, 3), 32
+    volumes = np.stack([in_volume(place[None], [1.0], (side,) * 3, 1.5, 1.5) for place in places])
+    images = np.asarray(jt.project(volumes, FULL))
+    mass = images.sum((2, 3))
+    middles = [(images * line).sum((2, 3)) / mass for line in np.meshgrid(*[np.arange(side) - (side - 1) / 2] * 2)]
+    want = np.stack(middles, -1).swapaxes(0, 1)
+    np.testing.assert_allclose(tracing.seen(jnp.asarray(places / VOXEL), FULL), want, atol=0.01)
 
 
 def test_derivatives_of_the_images_are_those_of_finite_differences(float64):
@@ -181,7 +177,7 @@ def crystal(kind, n=6, a=4.0):
 @pytest.mark.parametrize(("kind", "volume"), [("fcc", 16.0), ("bcc", 32.0), ("sc", 64.0)])
 def test_planted_defects_of_a_strained_crystal_are_listed(kind, volume):
     rng, places = np.random.default_rng(0), crystal(kind)
-    inner = np.flatnonzero(np.abs(places).max(1) < 6)
+    inner = np.flatnonzero(np.abs(places).max(1) < 6.5)
     gone = rng.choice(inner, 3, replace=False)
     beside = places[np.setdiff1d(inner, gone)[0]] + [1.0, 0.9, 0.8]
     held = np.concatenate([np.delete(places, gone, 0), [beside]])
@@ -303,8 +299,8 @@ def test_what_cannot_be_done_names_the_cure(tmp_path):
 
 def test_the_command_finds_refines_and_writes(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    jt.write("series.mrc", problem_of(PLACES, BRIGHT, noise=0.01).series)
-    assert cli.main(["reconstruct", "series.mrc", "--method", "sirt", "--steps", "40", "--no-assess", "--quiet"]) == 0
+    jt.write("series.mrc", problem_of(PLACES, BRIGHT, noise=0.004).series)
+    assert cli.main(["reconstruct", "series.mrc", "--method", "sirt", "--steps", "20", "--no-assess", "--quiet"]) == 0
     run = next(p.parent for p in tmp_path.rglob("reconstruction.h5"))
     capsys.readouterr()
     assert cli.main(["atoms", str(run), "--elements", "Pt,Fe", "--json"]) == 0

@@ -23,6 +23,7 @@ APART = 1.5  # Å: nearer than this no two atoms are
 NARROW = 0.35  # Å: standard deviation of what looks like an atom
 CUT = 3.0, 4.0  # widths at which a Gaussian ends, in a volume and in images
 STILL = 1e-2, 1e-3  # voxels, root mean square: a fit to a volume, or to images, that moves no more is done
+FAINT = 0.5  # amplitude of the faintest over that of the fainter ones: what false atoms keep is well below
 PADDED = 256  # atoms: their number is made up to a multiple of this, so that few sizes are compiled
 DAMPING = 1e-2  # of the first step, over the curvature
 
@@ -82,7 +83,7 @@ def find(
 
 
 def refine(
-    problem: Problem, found: Atoms, *, threshold: float = 0.5, apart: float = APART, rounds: int = 3, steps: int = 15
+    problem: Problem, found: Atoms, *, threshold: float = 0.1, apart: float = APART, rounds: int = 3, steps: int = 15
 ) -> Atoms:
     """Positions, amplitudes and a common width fitted to the images of `problem`, by its likelihood:
 
@@ -94,7 +95,8 @@ def refine(
     Args:
         problem: images of one channel, their poses and noise.
         found: where to start; see `find`.
-        threshold: amplitude of the faintest, over that of the fainter ones of `found` (their 5th percentile, fitted).
+        threshold: amplitude of the faintest, over that of the brighter ones (their 90th percentile). Half the amplitude
+            of the fainter ones (the 5th percentile of those above it) is asked too.
         apart: Å, least distance of two.
         rounds: of adding and removing.
         steps: of every fit, at most.
@@ -109,7 +111,11 @@ def refine(
     nz, nx, ny = problem.shape
     start = Guess(found.positions / voxel, found.amplitude, np.array([np.median(found.width) / voxel]))
     fit = _fit_images(start, problem, steps)
-    least = threshold * float(np.percentile(fit.guess.amplitude, 5))
+    least = threshold * float(np.percentile(fit.guess.amplitude, 90))
+    if not least > 0:
+        raise InputError("the images show none of the atoms. Were these found in a volume of other images?")
+    sure = fit.guess.amplitude > least
+    least = max(least, FAINT * float(np.percentile(fit.guess.amplitude[sure], 5)))
     for _ in range(rounds):
         missing = np.asarray(_missing(problem, fit.residual, jnp.float32(fit.guess.width[0]))).swapaxes(1, 2)
         places, heights = _maxima(missing, apart / voxel, fit.guess.positions)
@@ -117,8 +123,6 @@ def refine(
         if len(guess.amplitude) > len(fit.guess.amplitude):
             guess = _fit_images(guess, problem, steps).guess
         kept = _thinned(guess, least, apart / voxel, (nx, ny, nz))
-        if not len(kept.amplitude):
-            raise InputError("the images show none of the atoms. Were these found in a volume of other images?")
         if np.array_equal(kept.positions, fit.guess.positions):
             break
         fit = _fit_images(kept, problem, steps)
@@ -306,7 +310,10 @@ def _fit_volume(guess: Guess, volume, steps: int) -> tuple[Guess, np.ndarray]:
     padded, live, n = _padded(guess)
     across, along = (math.ceil(CUT[0] * 1.15 * float(w)) for w in guess.width)
     fitted, rest = _solve_volume(padded, live, jnp.asarray(volume), (along, across, across), steps)
-    return _unpadded(fitted, n), np.asarray(rest)
+    fitted = _unpadded(fitted, n)
+    if CUT[0] * fitted.width[0] > across or CUT[0] * fitted.width[1] > along:  # wider than what was drawn of them
+        return _fit_volume(fitted._replace(width=np.minimum(fitted.width, 1.5 * guess.width)), volume, steps)
+    return fitted, np.asarray(rest)
 
 
 def _padded(guess: Guess) -> tuple[Guess, jax.Array, int]:

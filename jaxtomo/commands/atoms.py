@@ -32,7 +32,7 @@ class FindAtoms:
     species: Annotated[int, arg(metavar="N")] = 1
     """How many species there are, where their elements are not known."""
     threshold: Annotated[float, arg(metavar="NUMBER")] = 0.1
-    """Intensity of the faintest atom in the volume, over that of the bright ones. Lower it to find light elements."""
+    """Intensity of the faintest atom over that of the bright ones. Lower it to find light elements."""
     apart: Annotated[float, arg(metavar="ANGSTROM")] = 1.5
     """Least distance of two atoms."""
     from_volume: Annotated[bool, arg(help_behavior_hint=NONE)] = False
@@ -70,7 +70,7 @@ def run(settings: FindAtoms, console: Console) -> Outcome:
         traced = len(found.positions)
         if problem is not None:
             console.say(f"{traced} atoms; refining them against {problem.images.shape[0]} images")
-            found = atoms.refine(problem, found, apart=settings.apart)
+            found = atoms.refine(problem, found, threshold=settings.threshold, apart=settings.apart)
         found = atoms.species(found, len(names) or settings.species, numbers)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
