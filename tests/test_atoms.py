@@ -300,7 +300,8 @@ def test_what_cannot_be_done_names_the_cure(tmp_path):
 def test_the_command_finds_refines_and_writes(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jt.write("series.mrc", problem_of(PLACES, BRIGHT, noise=0.004).series)
-    assert cli.main(["reconstruct", "series.mrc", "--method", "sirt", "--steps", "20", "--no-assess", "--quiet"]) == 0
+    how = ["--no-align", "--method", "sirt", "--steps", "20", "--no-assess", "--quiet"]
+    assert cli.main(["reconstruct", "series.mrc", *how]) == 0
     run = next(p.parent for p in tmp_path.rglob("reconstruction.h5"))
     capsys.readouterr()
     assert cli.main(["atoms", str(run), "--elements", "Pt,Fe", "--json"]) == 0
