@@ -32,7 +32,7 @@ def species(atoms: Atoms, count: int, numbers: Sequence[int] | None = None) -> A
 
     The amplitudes are taken for a mixture of `count` normal distributions, fitted by expectation maximisation from
     where least variance parts their logarithms [Otsu 1979], or, with the species' atomic `numbers` in ascending order,
-    from where a common factor times Z^1.7 explains them best.
+    from where a common factor times Z^1.7 explains them best, if that leaves no species without atoms.
 
     Raises InputError for fewer atoms than three a species, numbers that do not ascend, or another number of them.
     """
@@ -44,7 +44,9 @@ def species(atoms: Atoms, count: int, numbers: Sequence[int] | None = None) -> A
     if count == 1:
         return atoms._replace(species=np.zeros(amplitude.size, int), confidence=np.ones(amplitude.size))
     middles = _parted(amplitude, count) if numbers is None else _scaled(amplitude, numbers)
-    nearest = np.abs(np.log(amplitude)[:, None] - np.log(middles)).argmin(1)
+    nearest = _nearest(amplitude, middles)
+    if np.bincount(nearest, minlength=count).min() == 0:  # the detector does not follow Z^1.7
+        nearest = _nearest(amplitude, _parted(amplitude, count))
     belongs = np.eye(count)[nearest]
     for _ in range(STEPS):
         weight = belongs.sum(0) + 1e-9
@@ -62,6 +64,10 @@ def species(atoms: Atoms, count: int, numbers: Sequence[int] | None = None) -> A
     order = np.argsort(middles)
     belongs = belongs[:, order]
     return atoms._replace(species=belongs.argmax(1), confidence=belongs.max(1))
+
+
+def _nearest(amplitude, middles) -> np.ndarray:
+    return np.abs(np.log(amplitude)[:, None] - np.log(middles)).argmin(1)
 
 
 def _beyond(amplitude, middles) -> np.ndarray:
