@@ -98,8 +98,8 @@ def read_xyz(path: str | Path) -> tuple[Atoms, list[str]]:
     found = bare(numbers["pos"], single.get("amplitude", 1.0), single.get("width", math.nan))
     if "kind" in single:
         kinds = single["kind"]
-        if not np.isin(kinds, np.arange(-1, max(count, 1))).all():
-            raise InputError(f"{path}: kinds are whole numbers from -1. Repair it.")
+        if not np.isin(kinds, np.arange(-1, 1000)).all():
+            raise InputError(f"{path}: kinds are whole numbers from -1 to 999. Repair it.")
         found = found._replace(species=kinds.astype(int))
         named = dict(zip(found.species.tolist(), symbols, strict=True))
         names = [named.get(k, UNNAMED) for k in range(int(kinds.max(initial=-1)) + 1)]
