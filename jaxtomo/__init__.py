@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import (
+        atoms,
         audit,
         callbacks,
         io,
@@ -50,6 +51,7 @@ __all__ = [
     "Solver",
     "TiltSeries",
     "align",
+    "atoms",
     "audit",
     "back_project",
     "callbacks",

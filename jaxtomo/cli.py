@@ -36,6 +36,7 @@ COMMANDS = {
     "compare methods": Command("compare_methods", "CompareMethods", "several methods on one series, ranked"),
     "compare": Command("compare", "Compare", "how far two volumes agree: PSNR, SSIM, RMSE, FSC"),
     "quantify": Command("quantify", "Quantify", "count and measure the particles or the pores of a volume"),
+    "atoms": Command("atoms", "FindAtoms", "atoms, their species and point defects, refined against the images"),
     "report": Command("report", "Report", "write the report of a finished run again"),
 }
 

@@ -250,6 +250,38 @@ def bodies(volume, labels, diameters, unit: str, kind: str) -> Figure:
     return figure
 
 
+def atoms(volume, places, species, amplitude, names: Sequence[str]) -> Figure:
+    """The plane of `volume` `[z, y, x]` across the beam that has most atoms, with those within a voxel of it, and how
+    many atoms of which species have which amplitude.
+
+    `places [atom, 3]` are (x, y, z) in voxels from the middle, `species [atom]` counts `names` from 0.
+    """
+    places = np.asarray(places) + (np.array(volume.shape[::-1]) - 1) / 2
+    levels = np.clip(np.rint(places[:, 2]).astype(int), 0, len(volume) - 1)
+    at = int(np.argmax(np.convolve(np.bincount(levels, minlength=len(volume)), np.ones(3), "same")))
+    near = np.abs(places[:, 2] - at) < 1
+    colours = [(BLUE, ORANGE, GREEN, INK, MUTED)[k % 5] for k in range(len(names))]
+    tall = 4.6
+    figure = _blank(WIDE, tall)
+    axes = figure.add_axes((0.35 / WIDE, 0.45 / tall, 0.42, 1 - 0.75 / tall))
+    low, high = window(volume[at])
+    axes.imshow(volume[at], cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="none")
+    for k, colour in enumerate(colours):
+        x, y, _ = places[near & (species == k)].T
+        axes.plot(x, y, "o", markersize=4, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=0.9)
+    _style(axes, title=f"xy at z = {at}", xlabel="x →", ylabel="y, tilt axis →", frame=False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes = figure.add_axes((0.56, 0.5 / tall, 0.42, 1 - 0.8 / tall))
+    kinds = [np.asarray(amplitude)[species == k] for k in range(len(names))]
+    count = int(np.clip(2 * np.sqrt(len(places)), 5, 80))
+    axes.hist(kinds, count, color=colours, stacked=True, label=list(names), edgecolor="white", linewidth=0.3)
+    if len(names) > 1:
+        axes.legend(loc="best", frameon=False, fontsize=8, labelcolor=INK, handlelength=1.4)
+    _style(axes, title=f"{len(places)} atoms", xlabel="amplitude", ylabel="how many")
+    return figure
+
+
 def to_svg(figure: Figure, label: str) -> str:
     """`figure` as an SVG element to stand inside HTML: no external reference, text as text, the colours of `THEME`
     as CSS variables (`--ink` and so on), `label` for those who cannot see it."""

@@ -1,0 +1,26 @@
+"""Atoms of a volume or of its images: where they are, how bright, of which species, and what their lattice lacks.
+
+The order is that of atomic electron tomography: reconstruct, `find`, `refine` against the images, tell the `species`.
+[Yang et al., Nature 592, 60 (2021)]
+"""
+
+from .lattice import Defects, defects, write_defects
+from .species import atomic_number, species
+from .table import Atoms, atoms, write_table
+from .tracing import find, refine
+from .xyz import read_xyz, write_xyz
+
+__all__ = [
+    "Atoms",
+    "Defects",
+    "atomic_number",
+    "atoms",
+    "defects",
+    "find",
+    "read_xyz",
+    "refine",
+    "species",
+    "write_defects",
+    "write_table",
+    "write_xyz",
+]
