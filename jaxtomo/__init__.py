@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .errors import DoesNotFitError, InputError
     from .freedom import Freedom
     from .io import read, read_volume, write
-    from .likelihood import fitted_intensity, gaussian, poisson, robust
+    from .likelihood import fitted_intensity, gaussian, poisson, robust, saturating
     from .priors import voxels
     from .projector import back_project, project
     from .refinement import refine
@@ -78,6 +78,7 @@ __all__ = [
     "root_tv",
     "samples",
     "sart",
+    "saturating",
     "simulate",
     "sirt",
     "solvers",
@@ -119,6 +120,7 @@ _HOME = {
     "robust": "likelihood",
     "root_tv": "solvers",
     "sart": "solvers",
+    "saturating": "likelihood",
     "sirt": "solvers",
     "tv": "solvers",
     "tvq": "solvers",

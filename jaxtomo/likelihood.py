@@ -86,6 +86,54 @@ def fitted_intensity(likelihood: Likelihood, offset: bool = True) -> Likelihood:
     return misfit
 
 
+@functools.cache
+def saturating(likelihood: Likelihood) -> Likelihood:
+    """`likelihood` of a detector whose signal falls behind the thickness: p becomes (1 - exp(-κ p)) / κ, κ >= 0 fitted.
+
+    Of ADF images, where much matter scatters electrons beyond the detector, or back. κ is common to all images, the
+    best for `likelihood` itself, and held fixed in the derivative, as gains in `fitted_intensity` are; the slope at p = 0 is
+    1, so densities keep their unit. With `robust()` outliers of diffraction tell little of it. The function's attribute
+    `explained` gives the response. [Van den Broek et al. 2012, for cupping in ADF tomograms and its curve]
+    """
+
+    def explained(predicted, measured, weights):
+        return response(predicted, saturation(likelihood, predicted, measured, weights))
+
+    def misfit(predicted, measured, weights):
+        return likelihood(explained(predicted, measured, weights), measured, weights)
+
+    misfit.explained = explained
+    misfit.counts = getattr(likelihood, "counts", False)
+    return misfit
+
+
+def response(predicted, kappa):
+    """(1 - exp(-κ p)) / κ, and p for κ = 0."""
+    curved = kappa > 0
+    return jnp.where(curved, -jnp.expm1(-kappa * jnp.maximum(predicted, 0)) / jnp.where(curved, kappa, 1), predicted)
+
+
+def saturation(likelihood: Likelihood, predicted, measured, weights):
+    """κ >= 0 for which `likelihood(response(predicted, κ), measured, weights)` is least, up to 4 over the largest ray
+    sum: by trying some, some between the best of them, and the parabola through the best."""
+    predicted = lax.stop_gradient(predicted)
+    unit = 1 / jnp.maximum(jnp.max(predicted), 1e-20)
+
+    def costs(tried):
+        return lax.map(lambda kappa: likelihood(response(predicted, kappa), measured, weights), tried * unit)
+
+    coarse = jnp.linspace(0, 4, 9)
+    about = coarse[jnp.argmin(costs(coarse))]
+    fine = jnp.maximum(about + jnp.linspace(-0.5, 0.5, 9), 0)
+    cost = costs(fine)
+    i = jnp.clip(jnp.argmin(cost), 1, 7)
+    before, here, after = cost[i - 1], cost[i], cost[i + 1]
+    bend = before + after - 2 * here
+    between = jnp.where(bend > 0, (before - after) / (2 * jnp.where(bend > 0, bend, 1)), 0)
+    at = fine[i] + jnp.clip(between, -1, 1) * 0.125
+    return lax.stop_gradient(jnp.where(jnp.argmin(cost) == 0, fine[0], jnp.maximum(at, 0)) * unit)
+
+
 def intensity(predicted, measured, weights, offset: bool = True):
     """Least-squares gain and offset of each tilt, each `[tilt, 1, 1]`; the gains average to 1."""
     weights = jnp.broadcast_to(weights, measured.shape)

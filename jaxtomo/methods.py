@@ -155,9 +155,11 @@ def trial_steps(asked: Asked) -> int:
 NAMES = ("wbp", "sirt", "sart", "cgls", "tv", "tvq", "root-tv", "dip", "dip-tv", "inr", "gaussian", "diffusion", "gan")
 
 
-def noise_model(likelihood: str, fit_intensity: bool):
-    """The likelihood of a name, with a gain and an offset per tilt fitted if asked."""
+def noise_model(likelihood: str, fit_intensity: bool, saturation: bool = False):
+    """The likelihood of a name, with a gain and an offset per tilt or a saturation fitted if asked."""
     from . import likelihood as models
 
     chosen = {"gaussian": models.gaussian, "poisson": models.poisson, "robust": models.robust}[likelihood]()
+    if saturation:
+        return models.saturating(chosen)
     return models.fitted_intensity(chosen) if fit_intensity else chosen

@@ -97,6 +97,9 @@ class Solving:
     dip-tv, inr, diffusion and gan)."""
     fit_intensity: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Fit a gain and an offset for each tilt, for images scaled one by one (with the same methods)."""
+    saturation: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Fit how far the images fall behind the thickness, as ADF images of thick matter do, where a support then looks
+    porous above and below particles (with the same methods; with --likelihood robust where grains diffract)."""
     members: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1, of diffusion 4)")] = None
     """Reconstruct N times, each with other random numbers and other weights of the pixels (8 is usual): the volume is
     the mean, and spread.mrc tells where it is less sure (it ranks voxels; the errors are larger than it says). Of
@@ -203,9 +206,10 @@ def _check(settings: Reconstruct) -> None:
     """Raises UsageError or InputError for settings that contradict each other, before anything is read."""
     solving, running, preparing = settings.solving, settings.running, settings.preparing
     check_gates(running.fail_under, METRICS)
-    plain_noise = solving.likelihood == "gaussian" and not solving.fit_intensity
+    plain_noise = solving.likelihood == "gaussian" and not solving.fit_intensity and not solving.saturation
     if not plain_noise and solving.method not in methods.ANY_LIKELIHOOD:
-        flag = "--fit-intensity" if solving.fit_intensity else f"--likelihood {solving.likelihood}"
+        asked = {"--fit-intensity": solving.fit_intensity, "--saturation": solving.saturation}
+        flag = next((name for name, given in asked.items() if given), f"--likelihood {solving.likelihood}")
         able = ", ".join(methods.ANY_LIKELIHOOD)
         raise InputError(f"{flag}: {solving.method} cannot. Take --method with one of {able}.")
     if solving.weight is not None and solving.method not in methods.WEIGHTED:
@@ -219,7 +223,7 @@ def _check(settings: Reconstruct) -> None:
     if slabs > 1 and not plain_noise:
         raise InputError(
             f"--slabs {slabs}: that noise model is fitted to all slices together. "
-            "Leave --likelihood and --fit-intensity out, or bin the images with --bin."
+            "Leave --likelihood, --fit-intensity and --saturation out, or bin the images with --bin."
         )
     if slabs > 1 and solving.method not in plan.SLICED:
         raise InputError(
@@ -231,10 +235,11 @@ def _check(settings: Reconstruct) -> None:
     if slabs > 1 and members > 1:
         raise InputError(f"--members {members}: not in slabs. Leave --slabs out, or bin the images with --bin.")
     learned = solving.method in methods.LEARNED
-    if learned and solving.fit_intensity:
-        raise InputError(
-            f"--fit-intensity: not with --method {solving.method}, which asks linearly. Take root-tv or dip-tv."
-        )
+    if solving.fit_intensity and solving.saturation:
+        raise InputError("--saturation: not with --fit-intensity, gains and offsets would follow it. Give one of them.")
+    if learned and (solving.fit_intensity or solving.saturation):
+        flag = "--fit-intensity" if solving.fit_intensity else "--saturation"
+        raise InputError(f"{flag}: not with --method {solving.method}, which asks linearly. Take root-tv or dip-tv.")
     if solving.method == "diffusion" and solving.steps == 1:
         raise InputError("--steps 1: diffusion goes from noise to none in 2 steps or more. Leave it out.")
     if learned:
@@ -345,7 +350,9 @@ def planned(settings: Reconstruct, facts: dict, before: dict[str, Any] | None, f
     if settings.running.slabs is not None:
         return replace(whole, slabs=settings.running.slabs)
     solving = settings.solving
-    together = solving.likelihood != "gaussian" or solving.fit_intensity or _mixing(settings.preparing)
+    together = (
+        solving.likelihood != "gaussian" or solving.fit_intensity or solving.saturation or _mixing(settings.preparing)
+    )
     return whole if together else plan.fewest_slabs(whole, free)
 
 

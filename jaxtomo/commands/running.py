@@ -100,7 +100,7 @@ def carry_out(
                 series = on_disk(series, work)
         held = spread(count, solving.hold_out) if solving.hold_out else np.zeros(0, int)
         weights = np.isin(np.arange(count), held, invert=True).astype(np.float32) if held.size else None
-        likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)
+        likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity, solving.saturation)
         mesh = device.mesh(settings.running.devices)
         task = Task(settings, plan, folder, console, series, pose, likelihood, weights, before is not None, mesh)
         trying = methods.tries_weights(solving.method, solving.weight, series.tilt_deg.size)

@@ -79,7 +79,7 @@ def assist(settings: Reconstruct, plan: Plan, folder: Path, console: Console) ->
     pose = Pose(**{name: jnp.asarray(given[name]) for name in Pose.__dataclass_fields__ if name in given})
     solving = settings.solving
     solver = methods.maker(solving.asked)(float(given["weight"]) if "weight" in given else None)
-    likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)
+    likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity, solving.saturation)
     task = Task(
         settings=settings,
         plan=plan,
