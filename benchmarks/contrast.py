@@ -18,7 +18,7 @@ from jaxtomo.shapes import Body, ball, render
 from jaxtomo.simulate import Microscope, expose
 
 TILTS = np.arange(-60, 61, 4.0)
-SUPPORT, RADIUS, THICK = 0.25, 0.09, 0.42
+SUPPORT, RADIUS, THICK = 0.1, 0.1, 0.5
 WHERE = [(-0.24, -0.25, 0.0), (0.2, -0.27, 0.03), (-0.02, 0.02, -0.03), (-0.25, 0.27, 0.02), (0.24, 0.25, 0.0)]
 
 
@@ -28,7 +28,7 @@ def specimen(size: int) -> np.ndarray:
     return render((size,) * 3, [slab, *(Body(ball(RADIUS), 1.0, centre, RADIUS) for centre in WHERE)])
 
 
-def recorded(size: int, seed: int, saturation: float = 1.2, dose: float = 500.0, outliers: float = 1.0):
+def recorded(size: int, seed: int, saturation: float = 2.0, dose: float = 500.0, outliers: float = 1.0):
     """A series of which the thickest ray sum p reads (1 - exp(-s)) p / s, s = `saturation`, and the truth."""
     found = expose(specimen(2 * size), TILTS, Microscope(dose=float("inf"), outliers=outliers), seed)
     kappa = saturation / found.clean.max()

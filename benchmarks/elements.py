@@ -110,7 +110,8 @@ def independent(series, truth) -> dict[str, tuple[list[float], float, str]]:
         ssim = np.array([scores(maps, truth)[0] for maps in volumes])
         best = ssim.argmax(0)
         shares = [scores(np.stack([a[0], b[1]]), truth)[1] for a in volumes for b in volumes]
-        said = "/".join(f"{settings[i][0]:g}" for i in best)
+        there = scores(np.stack([volumes[i][e] for e, i in enumerate(best)]), truth)[1]
+        said = f"{'/'.join(f'{settings[i][0]:g}' for i in best)}, composition there {there:.3f}"
         results[name] = [float(ssim[i, e]) for e, i in enumerate(best)], float(min(shares)), said
     return results
 

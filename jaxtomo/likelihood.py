@@ -91,9 +91,9 @@ def saturating(likelihood: Likelihood) -> Likelihood:
     """`likelihood` of a detector whose signal falls behind the thickness: p becomes (1 - exp(-κ p)) / κ, κ >= 0 fitted.
 
     Of ADF images, where much matter scatters electrons beyond the detector, or back. κ is common to all images, the
-    best for `likelihood` itself, and held fixed in the derivative, as gains in `fitted_intensity` are; the slope at p = 0 is
-    1, so densities keep their unit. With `robust()` outliers of diffraction tell little of it. The function's attribute
-    `explained` gives the response. [Van den Broek et al. 2012, for cupping in ADF tomograms and its curve]
+    best for `likelihood` itself, and held fixed in the derivative, as gains in `fitted_intensity` are. The slope at
+    p = 0 is 1, so densities keep their unit. With `robust()` outliers of diffraction tell little of it. The function's
+    attribute `explained` gives the response. [Van den Broek et al. 2012, for cupping in ADF tomograms and its curve]
     """
 
     def explained(predicted, measured, weights):
@@ -110,7 +110,7 @@ def saturating(likelihood: Likelihood) -> Likelihood:
 def response(predicted, kappa):
     """(1 - exp(-κ p)) / κ, and p for κ = 0."""
     curved = kappa > 0
-    return jnp.where(curved, -jnp.expm1(-kappa * jnp.maximum(predicted, 0)) / jnp.where(curved, kappa, 1), predicted)
+    return jnp.where(curved, -jnp.expm1(-kappa * predicted) / jnp.where(curved, kappa, 1), predicted)
 
 
 def saturation(likelihood: Likelihood, predicted, measured, weights):

@@ -144,7 +144,7 @@ def test_haadf_helps_where_counts_are_few():
     without = solved(series, weight=0.7, haadf=0.0)
     assert error(solved(series, weight=0.7, gamma=1.9).volume[1:], truth) < 0.8 * error(without.volume[1:], truth)
     zero = series.replace(images=np.concatenate([0 * series.images[:1], series.images[1:]]))
-    np.testing.assert_allclose(solved(zero, weight=0.7).volume[1:], without.volume[1:], atol=1e-5)
+    np.testing.assert_allclose(solved(zero, weight=0.7).volume[1:], without.volume[1:], atol=1e-3)
 
 
 def test_one_element_and_held_out_tilts():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxtomo as jt
-from jaxtomo.likelihood import intensity
+from jaxtomo.likelihood import intensity, response, saturation
 from jaxtomo.penalty import divergence, gradient, total_variation
 
 
@@ -68,3 +68,32 @@ def test_total_variation_of_a_step_is_its_area():
     volume = jnp.zeros((8, 8, 8)).at[:4].set(1.0)
     assert float(total_variation(volume)) == pytest.approx(64 / 512)
     assert float(total_variation(2 * volume, 0.5)) == pytest.approx(2**0.5 * 64 / 512)
+
+
+def test_a_saturation_is_found_and_keeps_the_unit():
+    predicted, weights = 5 * images(1), jnp.ones((4, 1, 1))
+    for kappa in (0.0, 0.03, 0.2):
+        measured = response(predicted, jnp.float32(kappa))
+        for likelihood in (jt.gaussian(), jt.robust()):
+            found = saturation(likelihood, predicted, measured, weights)
+            assert float(found) == pytest.approx(kappa, abs=0.004)
+            misfit = jt.saturating(likelihood)
+            assert float(misfit(predicted, measured, weights)) < 1e-3 * float(likelihood(0 * predicted, measured, 1.0))
+    assert jax.grad(response)(jnp.float32(0.0), jnp.float32(0.2)) == pytest.approx(1)
+
+
+def test_a_saturation_is_not_told_by_outliers():
+    predicted, weights = 5 * images(1), jnp.ones((4, 1, 1))
+    measured = response(predicted, jnp.float32(0.1)).at[:, 0, 0].mul(4)
+    robust, plain = (float(saturation(m, predicted, measured, weights)) for m in (jt.robust(), jt.gaussian()))
+    assert abs(robust - 0.1) < 0.03 and abs(robust - 0.1) < 0.5 * abs(plain - 0.1)
+
+
+def test_the_slope_of_a_saturating_misfit_is_that_at_its_saturation():
+    predicted, weights = images(1), jnp.ones((4, 1, 1))
+    measured = response(predicted, jnp.float32(0.3)) + 0.1 * (images(2) - 1)
+    kappa = saturation(jt.gaussian(), predicted, measured, weights)
+    slope = jax.grad(jt.saturating(jt.gaussian()))(predicted, measured, weights)
+    direct = (response(predicted, kappa) - measured) * jnp.exp(-kappa * predicted)
+    np.testing.assert_allclose(slope, direct, atol=1e-5)
+    assert jt.saturating(jt.robust()) is jt.saturating(jt.robust())
