@@ -125,6 +125,8 @@ def test_bad_angles(refused, images):
 
 def test_settings_that_cannot_be(refused, series):
     for argv, hint in (
+        (["--saturation"], "sirt"),
+        (["--saturation", "--fit-intensity", "--method", "sirt"], "Give one"),
         (["--likelihood", "poisson"], "sirt"),
         (["--method", "cgls", "--fit-intensity"], "sirt"),
         (["--method", "sirt", "--weight", "3"], "tvq"),

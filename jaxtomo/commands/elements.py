@@ -58,7 +58,7 @@ class Elements:
     """Take the images as aligned already, with the rotation axis in their middle."""
     bin: Annotated[int, arg(metavar="N")] = 1
     """Bin the images N × N; counts are added."""
-    weight: Annotated[float, arg(metavar="NUMBER")] = 0.3
+    weight: Annotated[float, arg(metavar="NUMBER")] = 0.5
     """How strongly volumes with few edges are preferred; the same serves all doses."""
     gamma: Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="(default: fitted)")] = None
     """HAADF intensity grows with the atomic number to this power; 1.6 to 1.8 is usual."""

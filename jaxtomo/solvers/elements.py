@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 def elements(
     numbers: Sequence[int],
-    weight: float = 0.3,
+    weight: float = 0.5,
     gamma: float | None = None,
     *,
     sensitivity: Sequence[float] | None = None,
