@@ -170,8 +170,8 @@ def line(name: str, ssim, share: float, said: str) -> list[str]:
 
 
 def quantum_dot(data: Path) -> None:
-    """A quantum dot: 13 views, about 10° apart, of 0.03 counts of Se, S and Zn a pixel, without a HAADF; centred by the
-    counts of all."""
+    """Quantum dots: 13 views, about 10° apart, of 0.03 counts of Se, S and Zn a pixel, without a HAADF; centred by the
+    counts of all, which is rough where several are in view."""
     stored = np.load(data / "kaist_stem_edx.npz")["QD2_counts_view_y_x_SeSZn"].astype(np.float32)
     views = stored.transpose(3, 0, 1, 2)
     together = gaussian_filter(views.sum(0), (0, 4, 4))
@@ -189,6 +189,7 @@ def quantum_dot(data: Path) -> None:
         "xy": [v[middle] for v in result.volume[1:]],
         "xz": [v[:, middle] for v in result.volume[1:]],
     }
+    shown = {name: [plane / plane.max() for plane in planes] for name, planes in shown.items()}
     pictures(shown).savefig("quantum_dot.png", dpi=110)
     print(f"{maps.mean():.3f} counts a pixel of {maps.shape}; quantum_dot.png")
 
