@@ -41,9 +41,9 @@ Files = Annotated[
 class Elements:
     """Reconstruct a volume of every element: HAADF and maps of counts (EDS, EELS) of the same tilts, together.
 
-    The HAADF says where matter is, the counts say what; so maps of a tenth of a count a pixel are enough where the
-    elements differ in Z. Maps are counts as they were detected, without smoothing and without background subtracted.
-    All are aligned as the HAADF is. How far the detector was in the shadow is fitted for every tilt and element.
+    The HAADF says where matter is, the counts say what; it helps most where the elements differ in Z. Maps are
+    counts as they were detected, without smoothing and without background subtracted. All are aligned as the HAADF
+    is. How far the detector was in the shadow is fitted for every tilt and element.
 
     The folder then holds a volume and the composition of each element (Au.mrc, Au_share.mrc), haadf.mrc, shadows.csv,
     reconstruction.h5 (everything), report.html, config.toml and run.json.
@@ -59,7 +59,7 @@ class Elements:
     bin: Annotated[int, arg(metavar="N")] = 1
     """Bin the images N × N; counts are added."""
     weight: Annotated[float, arg(metavar="NUMBER")] = 0.5
-    """How strongly volumes with few edges are preferred; the same serves all doses."""
+    """How strongly volumes with few edges are preferred, in units of the log-likelihood."""
     gamma: Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="(default: fitted)")] = None
     """HAADF intensity grows with the atomic number to this power; 1.6 to 1.8 is usual."""
     sensitivity: Annotated[Gates, arg(help_behavior_hint="(default: 1)")] = field(default_factory=dict)

@@ -81,7 +81,7 @@ def elements(
 
     Args:
         numbers: Z of each element, in the order of the maps.
-        weight: λ, in units of the log-likelihood: the same serves all doses.
+        weight: λ, in units of the log-likelihood.
         gamma: exponent of Z in the HAADF; None fits it. 1.6 to 1.8 is usual.
         sensitivity: k_e, how much matter one count stands for, as a Cliff-Lorimer factor in atoms has it; 1 by default.
         shadows: whether to fit s; without, it is 1.
