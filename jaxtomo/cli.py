@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": Command("demo", "Demo", "reconstruct a real needle that ships with jaxtomo, in under a minute"),
     "inspect": Command("inspect", "Inspect", "what a file holds, and what it does not say"),
     "reconstruct": Command("reconstruct", "Reconstruct", "from a tilt series to a volume, its quality and a report"),
+    "elements": Command("elements", "Elements", "a volume of every element, from HAADF and maps of counts"),
     "align": Command("align", "Align", "only align a tilt series, for other programs"),
     "simulate": Command("simulate", "Simulate", "a tilt series of a specimen of known truth"),
     "train score": Command("train_score", "TrainScore", "teach the prior of --method diffusion from volumes"),

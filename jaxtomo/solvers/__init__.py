@@ -3,6 +3,7 @@
 from .adapt import adapt
 from .cgls import cgls
 from .dip import dip, dip_tv
+from .elements import elements
 from .expected import expected
 from .fit import fit
 from .gan import gan
@@ -23,6 +24,7 @@ __all__ = [
     "cgls",
     "dip",
     "dip_tv",
+    "elements",
     "expected",
     "fit",
     "gan",

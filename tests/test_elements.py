@@ -1,0 +1,253 @@
+"""Elements: proximal steps next to brute force, nuisances in closed form, recovery of what is known, the command."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtomo as jt
+from jaxtomo import cli, elemental, solvers
+from jaxtomo.elemental import atomic_number, composition, contrast, exponent, moments, shadowing, stacked
+from jaxtomo.solvers.elements import poisson_dual
+
+TILTS = np.linspace(-70, 70, 15)
+NUMBERS = (28, 78)
+
+
+def specimen(size=16):
+    """Two bodies `[element, z, y, x]` of one element each, and one of both."""
+    volume = np.zeros((2, size, 10, size), np.float32)
+    volume[0, 4:8, 2:8, 3:7] = 1
+    volume[1, 9:13, 2:8, 8:13] = 1
+    volume[:, 4:8, 2:8, 9:12] = 0.5
+    return volume
+
+
+def recorded(counts=None, shadows=1.0, gamma=1.9, seed=0):
+    """A series `[1 + element, tilt, y, x]`, and the volumes `[element, z, y, x]` in counts."""
+    rng, truth = np.random.default_rng(seed), specimen()
+    clean = np.stack([np.asarray(jt.project(jnp.asarray(v), jt.Pose.nominal(TILTS))) for v in truth])
+    haadf = sum((z / 28) ** gamma * p for z, p in zip(NUMBERS, clean, strict=True))
+    scale = 1.0 if counts is None else counts / clean.mean()
+    maps = scale * clean * np.broadcast_to(shadows, (2, len(TILTS)))[:, :, None, None]
+    if counts is not None:
+        maps, noise = rng.poisson(maps), 0.01 * haadf.mean() * rng.normal(size=haadf.shape)
+        haadf = haadf + noise
+    return jt.TiltSeries(np.stack([haadf, *maps]).astype(np.float32), TILTS, pixel_nm=1.0), scale * truth
+
+
+def seen_by_the_detector():
+    rng = np.random.default_rng(5)
+    shadows = np.exp(0.3 * rng.normal(size=(2, len(TILTS))))
+    return shadows / shadows.mean(1, keepdims=True)
+
+
+def solved(series, steps=200, **settings):
+    solver = solvers.elements(NUMBERS, **{"weight": 0.1, **settings})
+    return jt.reconstruct(jt.Problem(series), solver, steps, callbacks=(), assess=False)
+
+
+def error(found, truth):
+    return np.sqrt(np.mean((found - truth) ** 2) / np.mean(truth**2))
+
+
+@pytest.mark.parametrize(
+    ("dual", "rate", "counted", "step"), [(0.3, 0.7, 2, 0.5), (-2, 0.1, 0, 3.0), (5, 1.0, 7, 0.01)]
+)
+def test_the_poisson_step_is_the_proximal_one(dual, rate, counted, step):
+    # Moreau: prox of step F* at d is d - step p, with p the least of F(p) + step/2 (p - d/step)².
+    p = np.geomspace(1e-6, 1e3, 400_001)
+    cost = rate * p - counted * np.log(p) + step / 2 * (p - dual / step) ** 2
+    brute = dual - step * p[np.argmin(cost)]
+    found = float(poisson_dual(jnp.float32(dual), jnp.float32(rate), jnp.float32(counted), jnp.float32(step)))
+    assert found == pytest.approx(brute, abs=2e-3)
+    assert found < rate or counted == 0
+
+
+def test_shadowing_is_the_most_likely_and_averages_to_one():
+    rng = np.random.default_rng(0)
+    predicted = jnp.asarray(rng.uniform(1, 2, (2, 5, 8, 8)), jnp.float32)
+    seen = jnp.asarray(rng.uniform(0.5, 1.5, (2, 5, 1, 1)), jnp.float32)
+    seen = seen / seen.mean(1, keepdims=True)
+    weights = jnp.ones((2, 5, 1, 1)).at[:, 3].set(0)
+    found = shadowing(predicted, predicted * seen, jnp.ones((2, 5, 1, 1)))
+    np.testing.assert_allclose(found, seen, rtol=1e-5)
+    found = shadowing(predicted, predicted * seen, jnp.broadcast_to(weights, predicted.shape))
+    np.testing.assert_allclose(found[:, 3], 1)  # a tilt that says nothing
+    assert float(found[:, [0, 1, 2, 4]].mean()) == pytest.approx(1, rel=1e-5)
+    slope = jax.grad(lambda s: jnp.sum(s * predicted - predicted * seen * jnp.log(s * predicted)))(seen)
+    np.testing.assert_allclose(slope, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [1.2, 1.7, 2.2])
+def test_the_exponent_is_found_where_the_images_tell(gamma):
+    rng = np.random.default_rng(1)
+    maps = jnp.asarray(rng.uniform(0, 1, (3, 9, 8, 8)), jnp.float32)
+    numbers, sensitivity = jnp.asarray([14.0, 29.0, 79.0]), jnp.asarray([1.0, 0.5, 2.0])
+    factors = 0.01 * sensitivity * numbers**gamma
+    haadf = jnp.einsum("e,etyx->tyx", factors, maps)
+    found = moments(maps, haadf, jnp.ones_like(haadf))
+    fitted, deviation = jax.jit(exponent)(found, numbers, sensitivity)
+    assert float(fitted) == pytest.approx(gamma, abs=0.02) and float(deviation) < 0.03
+    np.testing.assert_allclose(contrast(haadf, maps, 1.0, numbers, sensitivity, gamma), factors, rtol=1e-3)
+
+
+def test_the_exponent_is_the_usual_one_where_they_do_not():
+    maps = jnp.asarray(np.random.default_rng(1).uniform(0, 1, (2, 9, 8, 8)), jnp.float32)
+    haadf = jnp.asarray(np.random.default_rng(2).uniform(0, 1, (9, 8, 8)), jnp.float32)
+    fitted, deviation = jax.jit(exponent)(
+        moments(maps, haadf, jnp.ones_like(haadf)), jnp.asarray([28.0, 29.0]), jnp.ones(2)
+    )
+    assert float(fitted) == pytest.approx(1.7, abs=0.05) and float(deviation) == pytest.approx(0.1, rel=0.1)
+    one = exponent(moments(maps[:1], haadf, jnp.ones_like(haadf)), jnp.asarray([28.0]), jnp.ones(1))
+    assert float(one[0]) == pytest.approx(1.7)
+
+
+def test_moments_are_freed_of_the_noise_of_counts():
+    rng = np.random.default_rng(3)
+    mean = rng.uniform(0, 0.5, (2, 6, 80, 80))
+    ones = jnp.ones(mean.shape[1:])
+    counts = jnp.asarray(rng.poisson(mean), jnp.float32)
+    clean = moments(jnp.asarray(mean, jnp.float32), ones, ones)[0].sum(0)
+    freed = moments(counts, ones, ones, counts)[0].sum(0)
+    assert np.abs(freed / clean - 1).max() < 0.05
+    assert float(moments(counts, ones, ones)[0].sum(0)[0, 0] / clean[0, 0]) > 2
+
+
+def test_clean_images_give_the_specimen_back():
+    series, truth = recorded()
+    result = solved(series, 300, weight=0.02)
+    assert result.volume.shape == (3, *truth.shape[1:])
+    assert error(result.volume[1:], truth) < 0.12
+    seen = jt.project(jnp.asarray(result.volume[0]), jt.Pose.nominal(TILTS))
+    assert error(np.asarray(seen), series.images[0]) < 0.05  # channel 0 explains the HAADF
+    shares = composition(result.volume)
+    inside = truth.sum(0) > 0.5
+    assert np.sqrt(np.mean((shares[0] - truth[0])[inside] ** 2)) < 0.12
+
+
+def test_counts_gamma_and_shadows_are_recovered():
+    shadows = seen_by_the_detector()
+    series, truth = recorded(counts=20.0, shadows=shadows)
+    problem, result = jt.Problem(series), solved(series)
+    assert result.history["gamma"][-1] == pytest.approx(1.9, abs=0.05)
+    assert 0 < result.history["gamma_error"][-1] < 0.1
+    volume = jnp.asarray(result.volume[1:].swapaxes(-2, -1))
+    found = shadowing(problem.project(volume), problem.images[1:], jnp.ones_like(problem.images[1:]))[:, :, 0, 0]
+    np.testing.assert_allclose(found, shadows, rtol=0.05)
+    assert error(result.volume[1:], truth) < 0.16
+
+
+def test_haadf_helps_where_counts_are_few():
+    series, truth = recorded(counts=0.1)
+    without = solved(series, weight=0.7, haadf=0.0)
+    assert error(solved(series, weight=0.7, gamma=1.9).volume[1:], truth) < 0.8 * error(without.volume[1:], truth)
+    zero = series.replace(images=np.concatenate([0 * series.images[:1], series.images[1:]]))
+    np.testing.assert_allclose(solved(zero, weight=0.7).volume[1:], without.volume[1:], atol=1e-3)
+
+
+def test_one_element_and_held_out_tilts():
+    series, truth = recorded(counts=1.0)
+    spoilt = series.images[[0, 2]].copy()
+    spoilt[:, 4] = 50
+    weights = np.ones(len(TILTS), np.float32)
+    weights[4] = 0
+    results = []
+    for images in (series.images[[0, 2]], spoilt):
+        problem = jt.Problem(series.replace(images=images), weights=weights)
+        results.append(jt.reconstruct(problem, solvers.elements((78,)), 30, callbacks=(), assess=False).volume)
+    assert results[0].shape == (2, *truth.shape[1:]) and results[0][1].max() > 0
+    np.testing.assert_allclose(results[0], results[1], rtol=0.05, atol=0.02 * results[0].max())
+
+
+def test_what_cannot_be_meant():
+    series, _ = recorded()
+    for arguments, hint in (
+        (((),), "Z of each"),
+        (((0, 29),), "Z of each"),
+        (((28, 78), -1.0), "positive"),
+        (((28, 78), 1.0, 9.0), "1.6 to 1.8"),
+    ):
+        with pytest.raises(jt.InputError, match=hint):
+            solvers.elements(*arguments)
+    with pytest.raises(jt.InputError, match="factor for each"):
+        solvers.elements((28, 78), sensitivity=(1.0,))
+    with pytest.raises(jt.InputError, match="a map for each"):
+        jt.reconstruct(jt.Problem(series), solvers.elements((28,)), 1)
+    haadf, maps = (series.replace(images=images) for images in (series.images[0], series.images[1]))
+    assert stacked(None, {"Ni": maps}).images.shape == (2, *maps.images.shape)
+    for wrong, hint in (
+        (maps.replace(images=maps.images[:, :-1]), "same tilts"),
+        (maps.replace(tilt_deg=TILTS + 3), "other tilts"),
+        (maps.replace(images=maps.images - 1), "below 0"),
+    ):
+        with pytest.raises(jt.InputError, match=hint):
+            stacked(haadf, {"Ni": wrong})
+    with pytest.raises(jt.InputError, match="no maps"):
+        stacked(haadf, {})
+    assert [atomic_number(symbol) for symbol in ("H", "Ni", "Au", "Og")] == [1, 28, 79, 118]
+    assert len(elemental.SYMBOLS) == len(set(elemental.SYMBOLS)) == 118
+    with pytest.raises(jt.InputError, match="symbol"):
+        atomic_number("Gold")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    series, _ = recorded(counts=2.0)
+    for name, images in zip(("haadf", "ni", "pt"), series.images, strict=True):
+        jt.write(f"{name}.mrc", series.replace(images=images))
+
+
+def test_the_command(files, capsys):
+    argv = ["elements", "haadf.mrc", "--maps", "Ni=ni.mrc", "Pt=pt.mrc", "--tilt-axis", "y", "--no-align"]
+    argv += ["--steps", "20", "--quiet"]
+    assert cli.main([*argv, "--json", "--out", "run"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["elements"] == {"Ni": 28, "Pt": 78} and facts["shape"] == [16, 10, 16]
+    names = {"haadf.mrc", "haadf.rawtlt", "reconstruction.h5", "report.html", "shadows.csv"}
+    assert {*facts["files"]} == names | {f"{symbol}{end}.mrc" for symbol in ("Ni", "Pt") for end in ("", "_share")}
+    assert json.loads(Path("run/run.json").read_text())["status"] == "done"
+    nickel, _ = jt.read_volume("run/Ni.mrc")
+    assert nickel.shape == (16, 10, 16) and nickel.max() > 0
+    shadows = np.loadtxt("run/shadows.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(shadows[:, 0], TILTS, atol=1e-3)
+    np.testing.assert_allclose(shadows[:, 1:].mean(0), 1, atol=1e-3)
+    assert cli.main([*argv, "--out", "run"]) == 3  # is there already
+    assert cli.main(["elements", "--config", "run/config.toml", "--out", "again", "--quiet"]) == 0
+    assert cli.main([*argv[:4], *argv[5:], "--out", "run", "--overwrite"]) == 0
+    assert not Path("run/Pt.mrc").exists() and Path("run/Ni.mrc").exists()
+
+
+def test_the_command_names_what_is_wrong(files, capsys):
+    for argv, code, hint in (
+        (["haadf.mrc"], 2, "--maps"),
+        (["haadf.mrc", "--maps", "Ni"], 2, "ELEMENT=FILE"),
+        (["haadf.mrc", "--maps", "Nickel=ni.mrc"], 3, "symbol"),
+        (["haadf.mrc", "--maps", "Ni=ni.mrc", "--sensitivity", "Cu=2"], 2, "Cu"),
+        (["haadf.mrc", "--maps", "Ni=ni.mrc", "--steps", "0"], 3, "--steps"),
+    ):
+        assert cli.main(["elements", *argv]) == code, argv
+        assert hint in capsys.readouterr().err, argv
+
+
+def test_a_turned_axis_goes_into_the_pose():
+    from dataclasses import replace
+
+    from jaxtomo.alignment import apply, coarse
+    from jaxtomo.commands.elements import _turned
+
+    series, _ = recorded()
+    series = series.replace(images=np.pad(series.images, ((0, 0), (0, 0), (8, 8), (8, 8))))
+    found = replace(coarse(series.replace(images=series.images[0])), turn=True, axis_deg=10.0)
+    shift = np.random.default_rng(0).normal(size=found.shift.shape)
+    found = replace(found, shift=shift)
+    _, pose = apply(series.replace(images=series.images[0]), replace(found, turn=False))
+    pose = _turned(pose, found)
+    angle = np.deg2rad(10.0)
+    turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    np.testing.assert_allclose(pose.shift, shift @ turned.T, atol=1e-5)  # (u, v) as Pose.rotation turns it
+    np.testing.assert_allclose(pose.rotation, angle, rtol=1e-6)
