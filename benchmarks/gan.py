@@ -142,12 +142,12 @@ def trained(name: str) -> Weights:
     return load(name)
 
 
-def cases() -> Iterator[Case]:
+def cases(options) -> Iterator[Case]:
     """45° first, of which the published numbers are; the other steps of the other wedges last."""
     schemes = [(45, step) for step in STEPS] + [(wedge, 2.0) for wedge in WEDGES if wedge != 45]
     schemes += [(wedge, step) for wedge in WEDGES for step in STEPS if (wedge, step) not in schemes]
     for wedge, step in schemes:
-        for dose in DOSES:
+        for dose in options.doses if wedge in options.wedges and step in options.every else ():
             for specimen in EVEN + TEXTURED:
                 yield Case(specimen, float(wedge), step, dose)
 
@@ -160,7 +160,7 @@ def done() -> dict[tuple[Case, str], dict]:
 def work(options) -> None:
     until = time.monotonic() + 60 * options.minutes
     finished = done()
-    for i, case in enumerate(cases()):
+    for i, case in enumerate(cases(options)):
         for name, call in runs(case, options):
             if (case, name) in finished or (options.runs and name.split(",")[0] not in options.runs):
                 continue
@@ -257,6 +257,9 @@ def main() -> None:
     parser.add_argument("--weights", help="a folder of jaxtomo train gan")
     parser.add_argument("--plain", help="weights trained with --critical 0")
     parser.add_argument("--runs", nargs="+", default=[], help="first words of the runs that are wanted")
+    parser.add_argument("--wedges", nargs="+", type=int, default=list(WEDGES), choices=WEDGES)
+    parser.add_argument("--every", nargs="+", type=float, default=list(STEPS), choices=STEPS, help="degrees")
+    parser.add_argument("--doses", nargs="+", type=float, default=list(DOSES), choices=DOSES)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--redo", nargs="+", default=[])
     parser.add_argument("--needle", type=Path)

@@ -248,7 +248,7 @@ def test_training_of_the_pair_from_files(command, document, simulated, monkeypat
     code, facts = document("reconstruct", simulated, "--method", "gan", "--weights", "nano")
     assert code == 3 and "slices or the folder 'weights' of a jaxtomo train gan" in facts["error"]
     code, facts = document("reconstruct", simulated, "--method", "gan", "--steps", "3")
-    assert code == 0 and facts["weights"] == "slices"
+    assert code == 0 and facts["weights"] == "slices" and 0.25 <= facts["network_share"] <= 1
     code, facts = document("train", "--data", ".")
     assert code == 2 and "train score or train gan" in facts["error"]
 

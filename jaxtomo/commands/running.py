@@ -162,6 +162,8 @@ def carry_out(
             refuse_diverged(result)
             if solving.method in methods.LEARNED:
                 warn_of_unlike(task, facts["weights"], result)
+            if "network_share" in result.history:
+                facts["network_share"] = float(result.history["network_share"][-1])
             metrics = {"misfit": float(result.history["misfit"][-1])}
             if solving.assess:
                 with stages("assess", "judging it by the even and the odd tilts apart"):
