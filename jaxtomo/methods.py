@@ -27,7 +27,7 @@ WEIGHTS = {
 }
 """What `--weight auto` tries."""
 
-QUICK = ("sirt", "tv", "tvq", "root-tv", "gaussian")
+QUICK = ("sirt", "tv", "tvq", "root-tv")
 """What `--method auto` tries: those that take seconds on some slices."""
 
 SHIPPED = {"diffusion": ("nano", "fibsem"), "gan": ("slices",)}

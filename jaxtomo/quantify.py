@@ -203,14 +203,27 @@ def bounded(labels, field, envelope, share: float = HALF) -> tuple[np.ndarray, n
     total = np.asarray(ndimage.gaussian_filter(np.where(beside, field - usual, 0).astype(np.float32), AROUND))
     around = usual + total / np.maximum(weight, 1e-3)
     level = around + share * (inside[owner] - around)
-    return np.where(envelope & (away <= NEAR) & (field > level), owner, 0), level
+    return _whole(np.where(envelope & (away <= NEAR) & (field > level), owner, 0)), level
+
+
+def _whole(labels) -> np.ndarray:
+    """Of each body the largest piece."""
+    from scipy import ndimage
+
+    kept = np.zeros_like(labels)
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        if box is not None:
+            found: Any = ndimage.label(labels[box] == label)
+            largest = np.bincount(found[0].ravel())[1:].argmax() + 1
+            kept[box][found[0] == largest] = label
+    return kept
 
 
 def _bodies(labels, volume, threshold: float, sign: int, envelope, smallest: int, voxel_nm: float | None) -> Bodies:
-    for _ in range(2):  # what is around a body is better known when its edge is
-        labels, _ = bounded(labels, sign * volume, envelope)
+    level = np.zeros_like(volume)
+    for _ in range(3):  # what is around a body is better known when its edge is
+        labels, level = bounded(labels, sign * volume, envelope)
     labels = _largest_first(labels, smallest)
-    labels, level = bounded(labels, sign * volume, envelope)
     table = measured(labels, volume, sign * level, sign, voxel_nm)
     return Bodies(labels, volume, sign * level, threshold, sign, table, envelope, voxel_nm)
 

@@ -78,6 +78,15 @@ def test_atoms_of_a_volume_are_where_they_are():
     assert np.isnan(found.position_error).all() and (found.species == -1).all()
 
 
+def test_wide_atoms_are_found_as_wide_as_they_are():
+    """Far from the width that the fit begins with."""
+    places = scattered(8, 13.0, 4.5, seed=2)
+    found = atoms.find(in_volume(places, np.ones(8), (40,) * 3, width=1.6, along=1.6), VOXEL / 10)
+    assert len(found.positions) == 8
+    np.testing.assert_allclose(found.width, 1.6 * VOXEL, rtol=0.02)
+    np.testing.assert_allclose(found.amplitude, 1, rtol=0.04)
+
+
 def test_faint_and_near_ones_are_left_out_where_asked():
     volume = in_volume(PLACES, [*BRIGHT[:-1], 0.2], (40, 38, 41))
     assert len(atoms.find(volume, VOXEL / 10).positions) == 29
@@ -151,6 +160,16 @@ def test_species_are_told_by_brightness(numbers):
     assert np.all((told.confidence > 1 / 3) & (told.confidence <= 1))
     wrong = told.species != truth
     assert not wrong.any() or told.confidence[wrong].mean() < 0.95
+
+
+@pytest.mark.parametrize(("there", "asked"), [([78], [28, 78]), ([27], [27, 78]), ([27, 78], [27, 46, 78])])
+def test_an_element_that_is_not_there_gets_no_atoms(there, asked):
+    rng = np.random.default_rng(2)
+    truth = rng.choice(there, 80)
+    bright = 3.0 * truth**1.7 * (1 + 0.04 * rng.normal(size=80))
+    told = atoms.species(atoms.atoms(np.zeros((80, 3)), bright, 1.0), len(asked), asked)
+    assert len(set(told.species)) == len(there)
+    assert all(len(set(told.species[truth == z])) == 1 for z in there)
 
 
 def test_confidence_is_how_often_it_is_right():

@@ -162,7 +162,8 @@ def test_every_method_fills_the_folder(method, document, simulated, trained):
     assert code == 0
     folder = Path("run")
     sampled = {"spread.mrc"} if method == "diffusion" else set()
-    assert {*os.listdir(folder)} == {"config.toml", "run.json", "metrics.jsonl", *run_folder.RESULTS, *sampled}
+    kept = {*os.listdir(folder)} - {"checkpoint"}  # of a slow machine, to go on from
+    assert kept == {"config.toml", "run.json", "metrics.jsonl", *run_folder.RESULTS, *sampled}
     assert facts["status"] == "done" and facts["steps"] == METHODS[method] and facts["shape"] == [24, 24, 24]
     assert json.loads((folder / "run.json").read_text()) | {"missed": [], "exit_code": 0} == facts
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -246,7 +247,7 @@ def test_training_of_the_pair_from_files(command, document, simulated, monkeypat
     code, facts = document("reconstruct", simulated, "--method", "diffusion", "--weights", "../t/weights")
     assert code == 3 and "weights of --method gan" in facts["error"]
     code, facts = document("reconstruct", simulated, "--method", "gan", "--weights", "nano")
-    assert code == 3 and "slices or the folder 'weights' of a jaxtomo train gan" in facts["error"]
+    assert code == 3 and "weights of --method diffusion" in facts["error"]
     code, facts = document("reconstruct", simulated, "--method", "gan", "--steps", "3")
     assert code == 0 and facts["weights"] == "slices" and 0.25 <= facts["network_share"] <= 1
     code, facts = document("train", "--data", ".")
@@ -639,16 +640,13 @@ def test_what_cannot_be_refined_is_said(simulated, command, argv, code, words):
 
 def test_methods_are_compared_on_tilts_they_have_not_seen(document, simulated):
     given = ["compare", "methods", simulated, "--out", "all", "--hold-out", "3"]
-    code, facts = document(*given, "--methods", "wbp,sirt,cgls,gan")
-    assert (
-        code == 0
-        and set(facts["ranked"]) == {"wbp", "sirt", "cgls"}
-        and "jaxtomo train gan" in facts["left_out"]["gan"]
-    )
+    code, facts = document(*given, "--methods", "wbp,sirt,cgls,gan", "--weights", "nano")
+    assert code == 0 and set(facts["ranked"]) == {"wbp", "sirt", "cgls"}
+    assert "weights of --method diffusion" in facts["left_out"]["gan"]
     errors = [facts["methods"][name]["metrics"]["held_out_error"] for name in facts["ranked"]]
     assert errors == sorted(errors) and errors[0] < errors[-1] and len(facts["held_out_tilts_deg"]) == 3
     page = Path("all/compare.html").read_text()
-    assert all(f"{name}/report.html" in page for name in facts["ranked"]) and "train gan" in page
+    assert all(f"{name}/report.html" in page for name in facts["ranked"]) and "weights of --method diffusion" in page
     assert json.loads(Path("all/compare.json").read_text())["ranked"] == facts["ranked"]
     stamp = Path("all/sirt/volume.mrc").stat().st_mtime_ns
     code, again = document(*given, "--methods", "wbp,sirt,tv", "--minutes", "1e-6")

@@ -133,6 +133,21 @@ def test_bodies_end_at_half_height_however_they_are_found(threshold, support):
     assert (ends.high - ends.low < 1.2).all() and (ends.high - ends.low > 0.2).all()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_bodies_are_of_one_piece_and_largest_first(seed):
+    field = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(40, 40, 40)), 2)
+    labels = quantify.particles(field, threshold=float(np.quantile(field, 0.9))).labels
+    sizes = np.bincount(labels.ravel())[1:]
+    assert len(sizes) > 5 and (np.diff(sizes) <= 0).all()
+    assert all(ndimage.label(labels == k)[1] == 1 for k in range(1, labels.max() + 1))
+
+
+def test_what_is_too_small_joins_no_neighbour():
+    volume = np.zeros((20, 20, 20))
+    volume[4:10, 4:10, 4:10] = volume[5:7, 5:7, 11:13] = 1
+    assert np.count_nonzero(quantify.particles(volume).labels) == 216
+
+
 def test_intervals_cover_what_samples_are_drawn_around():
     """About nine of ten bodies: every sample has its own sizes, as the truth has."""
     rng, inside, widths = np.random.default_rng(0), [], []

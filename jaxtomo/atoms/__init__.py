@@ -4,8 +4,9 @@ The order is that of atomic electron tomography: reconstruct, `find`, `refine` a
 [Yang et al., Nature 592, 60 (2021)]
 """
 
+from ..elemental import atomic_number
 from .lattice import Defects, defects, write_defects
-from .species import atomic_number, species
+from .species import species
 from .table import Atoms, atoms, write_table
 from .tracing import find, refine
 from .xyz import read_xyz, write_xyz

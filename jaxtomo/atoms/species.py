@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
+from ..elemental import USUAL
 from ..errors import InputError
 from .table import Atoms
 
-POWER = 1.7  # of the atomic number, with which the signal of a high-angle annular detector grows [Pennycook 1989]
 STEPS = 200  # of expectation maximisation
 LEAST = 0.01  # standard deviation of a species' amplitudes, over their mean
-
-SYMBOLS = """
-H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb
-Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au
-Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr
-""".split()  # noqa: SIM905
-
-
-def atomic_number(symbol: str) -> int:
-    """26 of "Fe". Raises InputError for what is no element."""
-    if symbol not in SYMBOLS:
-        raise InputError(f"{symbol}: is no chemical element. Write symbols such as Co,Pd,Pt.")
-    return SYMBOLS.index(symbol) + 1
+APART = 3.0  # spreads of two classes on either side, by which they are two and not halves of one
 
 
 def species(atoms: Atoms, count: int, numbers: Sequence[int] | None = None) -> Atoms:
@@ -32,7 +21,9 @@ def species(atoms: Atoms, count: int, numbers: Sequence[int] | None = None) -> A
 
     The amplitudes are taken for a mixture of `count` normal distributions, fitted by expectation maximisation from
     where least variance parts their logarithms [Otsu 1979], or, with the species' atomic `numbers` in ascending order,
-    from where a common factor times Z^1.7 explains them best, if that leaves no species without atoms.
+    from where a common factor times Z^1.7 explains them best. If that leaves a species without atoms, none are given
+    to it, unless the amplitudes by themselves fall into as many classes that are clearly apart: then the detector
+    follows another power.
 
     Raises InputError for fewer atoms than three a species, numbers that do not ascend, or another number of them.
     """
@@ -45,8 +36,9 @@ def species(atoms: Atoms, count: int, numbers: Sequence[int] | None = None) -> A
         return atoms._replace(species=np.zeros(amplitude.size, int), confidence=np.ones(amplitude.size))
     middles = _parted(amplitude, count) if numbers is None else _scaled(amplitude, numbers)
     nearest = _nearest(amplitude, middles)
-    if np.bincount(nearest, minlength=count).min() == 0:  # the detector does not follow Z^1.7
-        nearest = _nearest(amplitude, _parted(amplitude, count))
+    if numbers is not None and np.bincount(nearest, minlength=count).min() == 0:
+        blindly = _clearly_apart(amplitude, count)
+        nearest = nearest if blindly is None else blindly
     belongs = np.eye(count)[nearest]
     for _ in range(STEPS):
         weight = belongs.sum(0) + 1e-9
@@ -66,6 +58,22 @@ def species(atoms: Atoms, count: int, numbers: Sequence[int] | None = None) -> A
     return atoms._replace(species=belongs.argmax(1), confidence=belongs.max(1))
 
 
+def _clearly_apart(amplitude, count: int) -> np.ndarray | None:
+    """The class of each amplitude, blindly, if their logarithms fall into so many that are apart."""
+    try:
+        kind = _nearest(amplitude, _parted(amplitude, count))
+    except InputError:
+        return None
+    logs = np.log(amplitude)
+    classes = [logs[kind == k] for k in range(count)]
+    if min(map(len, classes)) < 3:
+        return None
+    spread = [float(c.std()) for c in classes]
+    gaps = [float(b.mean() - a.mean()) for a, b in itertools.pairwise(classes)]
+    wide = all(gap > APART * (a + b) for gap, (a, b) in zip(gaps, itertools.pairwise(spread), strict=True))
+    return kind if wide else None
+
+
 def _nearest(amplitude, middles) -> np.ndarray:
     return np.abs(np.log(amplitude)[:, None] - np.log(middles)).argmin(1)
 
@@ -82,7 +90,7 @@ def _parted(amplitude, count: int) -> np.ndarray:
     from skimage.filters import threshold_multiotsu
 
     if count > 5:
-        raise InputError(f"{count} species cannot be told apart blindly. Give their elements.")
+        raise InputError(f"{count} species: more than 5 cannot be told apart blindly. Give fewer, or their elements.")
     logs = np.log(amplitude)
     logs = np.clip(logs, *np.percentile(logs, (0.5, 99.5)))
     try:
@@ -94,7 +102,7 @@ def _parted(amplitude, count: int) -> np.ndarray:
 
 
 def _scaled(amplitude, numbers) -> np.ndarray:
-    ratios = POWER * np.log(np.asarray(numbers, float))
+    ratios = USUAL * np.log(np.asarray(numbers, float))
     logs = np.log(amplitude)
     shifts = np.linspace(logs.min() - ratios.max(), logs.max() - ratios.min(), 400)
     costs = [np.minimum(np.abs(logs[:, None] - ratios - s).min(1), 0.5).sum() for s in shifts]

@@ -22,9 +22,10 @@ from .table import Atoms, atoms
 APART = 1.5  # Å: nearer than this no two atoms are
 NARROW = 0.35  # Å: standard deviation of what looks like an atom
 CUT = 3.0, 4.0  # widths at which a Gaussian ends, in a volume and in images
-STILL = 1e-2, 1e-3  # voxels, root mean square: a fit to a volume, or to images, that moves no more is done
+STILL = 1e-2, 1e-3  # voxels, and shares of amplitudes and widths, root mean square: a fit that changes less is done
 FAINT = 0.5  # amplitude of the faintest over that of the fainter ones: what false atoms keep is well below
 PADDED = 256  # atoms: their number is made up to a multiple of this, so that few sizes are compiled
+COARSEST = 1.0  # Å: voxels in which atoms can be seen
 DAMPING = 1e-2  # of the first step, over the curvature
 
 Array = Any  # of JAX inside compiled functions, of NumPy outside
@@ -65,6 +66,8 @@ def find(
     if not np.isfinite(volume).all():
         raise InputError(f"{np.count_nonzero(~np.isfinite(volume))} voxels are not finite. Repair them first.")
     voxel, size = _angstrom(voxel_nm), volume.shape[::-1]
+    if apart / voxel > max(size) / 2:
+        raise InputError(f"atoms {apart:g} Å apart are {apart / voxel:.0f} voxels apart, the volume has {max(size)}.")
     narrow = max(NARROW / voxel, 0.7)
     guess, rest = Guess(np.zeros((0, 3)), np.zeros(0), np.array([narrow, narrow])), volume
     for _ in range(rounds):
@@ -216,12 +219,24 @@ def _marquardt(predict: Callable, misfit: Callable, curvature, scale: Callable, 
         )
         new = misfit(predict(tried))
         better = new < loss
-        moved = jnp.sqrt(jnp.mean((tried.positions - guess.positions) ** 2))
+        moved = jnp.max(
+            jnp.stack(
+                [
+                    _changed(tried.positions - guess.positions, 1.0),
+                    *(_changed(a - b, jnp.sqrt(jnp.mean(b**2))) for a, b in zip(tried[1:], guess[1:], strict=True)),
+                ]
+            )
+        )
+        moved = jnp.where(better, moved, jnp.inf)
         guess = jax.tree.map(lambda a, b: jnp.where(better, a, b), tried, guess)
         return i + 1, guess, jnp.where(better, damping / 3, damping * 5), jnp.where(better, new, loss), moved
 
     state = (0, start, jnp.asarray(DAMPING, start.width.dtype), misfit(predict(start)), jnp.asarray(jnp.inf))
     return jax.lax.while_loop(lambda state: (state[0] < steps) & (state[-1] > still), step, state)[1]
+
+
+def _changed(by, scale):
+    return jnp.sqrt(jnp.mean(by**2)) / jnp.maximum(scale, 1e-30)
 
 
 def _of_widths(guess: Guess, tangent: Callable, curvature) -> jax.Array:
@@ -339,7 +354,7 @@ def _missing(problem: Problem, residual, width) -> jax.Array:
         return jnp.apply_along_axis(lambda line: jnp.convolve(line, kernel, mode="same"), axis, images)
 
     matched = problem.back_project(smooth(smooth(curvature * residual, 1), 2))
-    return matched / jnp.maximum(problem.back_project(curvature / (4 * jnp.pi * width**2)), 1e-20)
+    return matched / jnp.maximum(problem.back_project(curvature * jnp.sum(kernel**2) ** 2), 1e-20)
 
 
 @jax.jit
@@ -393,4 +408,6 @@ def _thinned(guess: Guess, least: float, apart: float, size) -> Guess:
 def _angstrom(voxel_nm: float | None) -> float:
     if voxel_nm is None or not (math.isfinite(voxel_nm) and voxel_nm > 0):
         raise InputError("the side of a voxel is not known, and atoms are apart by Å. Give it with --voxel-nm.")
+    if voxel_nm > COARSEST / 10:
+        raise InputError(f"voxels of {10 * voxel_nm:g} Å show no atoms. Give a finer volume, or its --voxel-nm.")
     return 10 * voxel_nm

@@ -51,8 +51,10 @@ def run(settings: FindAtoms, console: Console) -> Outcome:
     for name, value in (("voxel-nm", settings.voxel_nm), ("apart", settings.apart), ("threshold", settings.threshold)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UsageError(f"--{name} {value:g}: give a number above 0.")
-    if settings.species < 1:
-        raise UsageError(f"--species {settings.species}: give 1 or more.")
+    if not 1 <= settings.species <= 5:
+        raise UsageError(f"--species {settings.species}: give 1 to 5, or their --elements.")
+    if settings.elements is not None and settings.species != 1:
+        raise UsageError("--species: not beside --elements, which say how many there are.")
     out = Path(settings.out or (place / "atoms" if place.is_dir() else place.with_name(f"{place.stem}_atoms")))
     refuse_taken([out / name for name in FILES], settings.overwrite)
     from .. import atoms, plot
@@ -61,7 +63,8 @@ def run(settings: FindAtoms, console: Console) -> Outcome:
     numbers = None
     names: list[str] = []
     if settings.elements is not None:
-        names = sorted({word.strip() for word in settings.elements.split(",")}, key=atoms.atomic_number)
+        words = {word.strip() for word in settings.elements.split(",") if word.strip()}
+        names = sorted(words, key=atoms.atomic_number)
         numbers = [atoms.atomic_number(name) for name in names]
     source, volume, voxel_nm, problem = _read(place, settings)
     console.say(f"{source}: looking for atoms in {' × '.join(map(str, volume.shape))} voxels")
@@ -90,6 +93,7 @@ def run(settings: FindAtoms, console: Console) -> Outcome:
         "threshold": settings.threshold,
         "apart_A": settings.apart,
         "refined": problem is not None,
+        "likelihood": None if problem is None else problem.likelihood.__qualname__.split(".")[0],
         "found_in_volume": traced,
         "atoms": len(found.positions),
         "elements": names,
@@ -157,10 +161,11 @@ def _read(place: Path, settings: FindAtoms) -> tuple[Path, Any, float, Any]:
         raise InputError(
             f"{source}: the volume has {ny} rows, its images {result.series.images.shape[1]}. Add --from-volume."
         )
+    from .. import likelihood
     from ..data import Problem
-    from ..likelihood import fitted_intensity, gaussian
 
-    scaled = result.settings.get("likelihood") == "fitted_intensity"
-    noise = fitted_intensity(gaussian()) if scaled else gaussian()
+    name = result.settings.get("likelihood", "gaussian")
+    models = {"poisson": likelihood.poisson, "robust": likelihood.robust, "gaussian": likelihood.gaussian}
+    noise = models[name]() if name in models else likelihood.fitted_intensity(likelihood.gaussian())
     problem = Problem(result.series, result.pose, noise, thickness=nz, width=nx)
     return source, result.volume, voxel_nm, problem.replace(voxel_nm=voxel_nm)

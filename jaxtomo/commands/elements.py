@@ -19,8 +19,9 @@ from .options import NONE, TRANSIENT, Gates, Outcome, Reading, Showing, UsageErr
 
 def _files(words: list[str]) -> dict[str, str]:
     pairs = [part.partition("=") for word in words for part in word.split(",") if part.strip()]
-    if any(not name.strip() or not file for name, _, file in pairs):
-        raise ValueError("write Au=au.mrc")
+    names = [name.strip() for name, _, _ in pairs]
+    if not all(names) or not all(file for _, _, file in pairs) or len({*names}) < len(names):
+        raise ValueError("write Au=au.mrc, and each element once")
     return {name.strip(): file for name, _, file in pairs}
 
 
@@ -81,6 +82,8 @@ def run(settings: Elements, console: Console) -> Outcome:
     source = required(settings.file, "HAADF")
     numbers = _numbers(settings)
     folder = Path(settings.out or f"{Path(source).stem.strip('*_.-') or 'series'}-elements")
+    if run_folder.is_run(folder) and not settings.overwrite:
+        raise InputError(f"{folder}: holds a run already. Replace it with --overwrite, or give another --out.")
     run_folder.check_place(folder, False, settings.overwrite)
     from . import device
 
@@ -90,12 +93,12 @@ def run(settings: Elements, console: Console) -> Outcome:
     from ..solve import reconstruct
     from ..solvers import elements
 
-    console.say(f"reading {source} and {len(numbers)} maps")
-    series, pose, alignment = _aligned(settings, console)
     factors = [settings.sensitivity.get(symbol, 1.0) for symbol in numbers]
     solver = elements(
         [*numbers.values()], settings.weight, settings.gamma, sensitivity=factors, shadows=settings.shadows
     )
+    console.say(f"reading {source} and {len(numbers)} maps")
+    series, pose, alignment = _aligned(settings, console)
     problem = Problem(series, pose, thickness=settings.thickness)
     console.say(f"reconstructing {', '.join(numbers)}: at most {settings.steps} steps")
     watchers = [stop_when_converged(), *([] if console.quiet else [progress()])]
@@ -111,8 +114,12 @@ def run(settings: Elements, console: Console) -> Outcome:
     )
     _clear(folder)
     run_folder.begin(folder, config.dump(replace(settings, maps=dict(settings.maps)), leaving_out=TRANSIENT))
-    facts["files"] = _write(folder, numbers, factors, result, seen)
-    run_folder.record(folder, {**facts, "command": list(console.command)})
+    try:
+        facts["files"] = _write(folder, numbers, factors, result, seen)
+        run_folder.record(folder, {**facts, "command": list(console.command)})
+    except BaseException:
+        run_folder.discard(folder)
+        raise
     rows: list[tuple[str, Any]] = [(f"{symbol} (Z {z})", _line(facts, symbol)) for symbol, z in numbers.items()]
     if "gamma" in facts:
         error = facts["gamma_error"]

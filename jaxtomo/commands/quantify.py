@@ -70,6 +70,8 @@ def run(settings: Quantify, console: Console) -> Outcome:
     refuse_taken([out / name for name in FILES], settings.overwrite)
     source, volume, voxel_nm, result = _read(place)
     voxel_nm = settings.voxel_nm or voxel_nm
+    import numpy as np
+
     from .. import plot, quantify
     from ..io import write
     from ..io.atomic import replacing
@@ -100,6 +102,7 @@ def run(settings: Quantify, console: Console) -> Outcome:
         **asked,
         "unit": bodies.unit,
         "samples": 0 if samples is None else len(samples),
+        "tilt_deg": [float(np.min(tilts)), float(np.max(tilts))],
         "summary": summary,
         "intervals": {name: [float(ends[name].low[0]), float(ends[name].high[0])] for name in summary if name in ends},
     }
@@ -116,6 +119,8 @@ def run(settings: Quantify, console: Console) -> Outcome:
 
         report(out / "report.html", result, quantify.Measured(kind, bodies, ends))
     rows = [(_words(name, kind), _value(name, value, bodies, ends)) for name, value in summary.items()]
+    if tilts is quantify.USUAL:
+        rows.append(("in brackets", "90 % intervals for tilts of ±60°, as the file does not say which"))
     rows += [("threshold", f"{bodies.threshold:.4g}"), ("written to", out)]
     return Outcome(f"{kind} of {source}\n{table(rows)}", {**document, "folder": str(out)})
 
