@@ -342,6 +342,6 @@ def test_the_command_finds_refines_and_writes(tmp_path, capsys, monkeypatch):
     assert not said["refined"] and 29 <= said["atoms"] <= 33
     for wrong in (["--apart", "0"], ["--species", "0"], ["--voxel-nm", "nan"], ["--threshold", "-1"]):
         assert cli.main([*arguments, "--overwrite", *wrong]) == 2
-    assert cli.main([*arguments, "--overwrite", "--elements", "Pt,Qq"]) == 3 and "Qq" in capsys.readouterr().err
+    assert cli.main([*arguments[:4], "--overwrite", "--elements", "Pt,Qq"]) == 3 and "Qq" in capsys.readouterr().err
     assert cli.main(["atoms", "nothing.mrc"]) == 3 and cli.main(["atoms"]) == 2
     assert cli.main(["atoms", str(tmp_path)]) == 3 and "no finished run" in capsys.readouterr().err
