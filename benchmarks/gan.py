@@ -1,10 +1,11 @@
 """The pair of networks that fill sinograms and clean tomograms: what each is worth, on shapes never trained on.
 
-    python benchmarks/gan.py --weights FOLDER             # everything: hours on two cores
-    python benchmarks/gan.py --weights FOLDER --minutes 30  # starts nothing new after half an hour; run again to go on
-    python benchmarks/gan.py --weights FOLDER --plain PLAIN # also weights that were trained without critics
-    python benchmarks/gan.py --weights FOLDER --needle ../shared/data/needle_haadf_raw.npz
-    python benchmarks/gan.py --weights FOLDER --time      # a slice of 256², a volume of 128³
+    python benchmarks/gan.py                              # everything: hours on two cores
+    python benchmarks/gan.py --minutes 30                 # starts nothing new after half an hour; run again to go on
+    python benchmarks/gan.py --weights FOLDER             # of weights that do not ship
+    python benchmarks/gan.py --plain FOLDER               # also weights that were trained without critics
+    python benchmarks/gan.py --needle ../shared/data/needle_haadf_raw.npz
+    python benchmarks/gan.py --time                       # a slice of 256², a volume of 128³
     python benchmarks/gan.py --report --markdown          # the tables of what is done so far
 
 Slabs of 128 × 8 × 128 voxels: two kinds of phantoms that training never saw, others of unseen seeds, and a corner of a
@@ -254,7 +255,7 @@ def timing(options) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="a folder of jaxtomo train gan")
+    parser.add_argument("--weights", default="slices", help="a folder of jaxtomo train gan")
     parser.add_argument("--plain", help="weights trained with --critical 0")
     parser.add_argument("--runs", nargs="+", default=[], help="first words of the runs that are wanted")
     parser.add_argument("--wedges", nargs="+", type=int, default=list(WEDGES), choices=WEDGES)

@@ -136,5 +136,6 @@ def save(folder: str | Path, weights: Weights) -> None:
 
 
 def load(name: str | Path) -> Weights:
-    """The weights in a folder, as `jaxtomo train gan` makes them. Raises InputError where there are none."""
+    """The weights in a folder, as `jaxtomo train gan` makes them, or those that ship: `slices`. Raises InputError where
+    there are none."""
     return Weights(*read(name, "gan", lambda card: Pair(**card["network"], rngs=nnx.Rngs(0))))
