@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from ..console import Console, as_json, table
 from ..errors import InputError
+from . import measuring
 from .options import NONE, Outcome, Showing, UsageError, refuse_taken, required
 
 FILES = ("atoms.xyz", "atoms.csv", "defects.csv", "summary.json", "atoms.png")
@@ -135,25 +136,13 @@ def _median(errors):
 
 def _read(place: Path, settings: FindAtoms) -> tuple[Path, Any, float, Any]:
     """(file, volume, side of a voxel in nm, what to refine against)."""
-    from ..io import read_volume
-    from ..io.reconstruction import read_reconstruction
-
-    cure = "the side of a voxel is not known, and atoms are apart by Å. Give it with --voxel-nm."
-    if not place.is_dir():
-        volume, voxel_nm = read_volume(place)
-        voxel_nm = settings.voxel_nm or voxel_nm
-        if not voxel_nm:
-            raise InputError(f"{place}: {cure}")
-        return place, volume, voxel_nm, None
-    source = place / "reconstruction.h5"
-    if not source.is_file():
-        raise InputError(f"{place}: holds no finished run. Give a volume, or finish it with reconstruct --resume.")
-    result = read_reconstruction(source)
-    if result.volume.ndim == 4:
-        raise InputError(f"{source}: holds {len(result.volume)} channels. Give the volume of one.")
-    voxel_nm = settings.voxel_nm or result.voxel_nm
+    source, volume, voxel_nm, result = measuring.find(place, settings.voxel_nm)
     if not voxel_nm:
-        raise InputError(f"{source}: {cure}")
+        raise InputError(
+            f"{source}: the side of a voxel is not known, and atoms are apart by Å. Give it with --voxel-nm."
+        )
+    if result is None:
+        return source, volume, voxel_nm, None
     if settings.from_volume or result.series is None:
         return source, result.volume, voxel_nm, None
     nz, ny, nx = result.volume.shape

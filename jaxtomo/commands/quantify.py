@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from ..console import Console, as_json, table
 from ..errors import InputError
+from . import measuring
 from .options import NONE, Outcome, Showing, UsageError, refuse_taken, required
 
 FILES = ("bodies.csv", "summary.json", "labels.mrc", "bodies.png", "report.html")
@@ -68,8 +69,7 @@ def run(settings: Quantify, console: Console) -> Outcome:
     beside = place / kind if place.is_dir() else place.with_name(f"{place.stem}_{kind}")
     out = Path(settings.out or beside)
     refuse_taken([out / name for name in FILES], settings.overwrite)
-    source, volume, voxel_nm, result = _read(place)
-    voxel_nm = settings.voxel_nm or voxel_nm
+    source, volume, voxel_nm, result = measuring.find(place, settings.voxel_nm)
     import numpy as np
 
     from .. import plot, quantify
@@ -123,23 +123,6 @@ def run(settings: Quantify, console: Console) -> Outcome:
         rows.append(("in brackets", "90 % intervals for tilts of ±60°, as the file does not say which"))
     rows += [("threshold", f"{bodies.threshold:.4g}"), ("written to", out)]
     return Outcome(f"{kind} of {source}\n{table(rows)}", {**document, "folder": str(out)})
-
-
-def _read(place: Path):
-    """(file, volume, side of a voxel, result of a run)."""
-    from ..io import read_volume
-    from ..io.reconstruction import read_reconstruction
-
-    if not place.is_dir():
-        volume, voxel_nm = read_volume(place)
-        return place, volume, voxel_nm, None
-    source = place / "reconstruction.h5"
-    if not source.is_file():
-        raise InputError(f"{place}: holds no finished run. Give a volume, or finish it with reconstruct --resume.")
-    result = read_reconstruction(source)
-    if result.volume.ndim == 4:
-        raise InputError(f"{source}: holds {len(result.volume)} channels. Give the volume of one.")
-    return source, result.volume, result.voxel_nm, result
 
 
 def _words(name: str, kind: str) -> str:
