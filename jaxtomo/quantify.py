@@ -361,8 +361,8 @@ def unsure(tilt_deg) -> float:
     """Share of the contrast by which a surface may be off half height: `UNSURE` √e, with the elongation e that the
     tilts make of a point, see `resolution.wedge_elongation`.
 
-    The form and its constant are a choice: nine of ten volumes of the particles of phantoms lay inside, at ±60° and
-    ±30°. How many of other phantoms do is in benchmarks/RESULTS.md.
+    The form and its constant are a choice, made on phantoms. Of the particles of others about nine of ten volumes lay
+    inside at ±70° and ±60°, and seven to nine at ±30°, by method; see benchmarks/RESULTS.md.
     """
     return float(min(UNSURE * np.sqrt(wedge_elongation(tilt_deg)), 0.4))
 

@@ -366,7 +366,7 @@ def _bodies(measured: Measured) -> Section:
         f"Left: a plane with the {kind} outlined, found where it is {'brighter' if bodies.sign > 0 else 'darker'} than "
         f"{bodies.threshold:.4g}, each up to midway between what is inside and around. Right: diameters of balls of "
         "the same volume. In brackets: where the surface can lie in its blurred edge, and what samples leave open, "
-        "where the run has some (90 %, as chosen on phantoms). A missing wedge makes bodies longer along the "
+        "where the run has some (90 % on phantoms, less at ±30°). A missing wedge makes bodies longer along the "
         "beam: an elongation above 1 where none is expected is that.",
     )
 
