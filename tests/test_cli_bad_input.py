@@ -265,3 +265,9 @@ def test_spectral_maps_need_a_channel(refused, images):
         "--quiet",
     ]
     assert cli.main(argv) == 0
+
+
+@pytest.mark.parametrize("command", ["quantify", "atoms"])
+def test_a_series_is_no_volume_to_measure(command, refused, series):
+    message = refused(command, series)
+    assert str(series) in message and "13 images" in message and "jaxtomo reconstruct" in message
