@@ -14,7 +14,7 @@ import pytest
 import jaxtomo as jt
 from jaxtomo import cli, methods, run_folder
 from jaxtomo.commands import contest, device, running, solving
-from jaxtomo.commands.reconstruct import Preparing, Solving
+from jaxtomo.commands.request import Preparing, Solving
 from jaxtomo.console import Console
 from jaxtomo.io.reconstruction import read_reconstruction
 

@@ -10,7 +10,8 @@ import numpy as np
 from .. import methods
 from ..errors import InputError
 from ..validate import choose_weight, hold_out, live_tilts, prediction_error, solve, spread
-from .contest import Rivals, contest
+from .contest import contest
+from .planning import Rivals
 from .solving import Task, middle
 
 

@@ -17,8 +17,9 @@ from ..errors import InputError
 from . import device
 from .contest import contest, resolution
 from .options import NONE, Outcome, Reading, Showing, UsageError, required
-from .reconstruct import Preparing, Reconstruct, Running, Solving, planned
+from .planning import planned
 from .reconstruct import run as reconstruct
+from .request import Preparing, Reconstruct, Running, Solving
 from .summary import duration
 
 DEFAULT = "sirt,tv,root-tv,dip-tv,diffusion"
