@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..console import Console
 from ..errors import DoesNotFitError, InputError
 from .summary import duration
@@ -51,6 +53,21 @@ def contest(
             left[name] = str(error)
             console.warn(f"{name}: {error}")
     return Contest(dict(sorted(found.items(), key=lambda item: (held_out(item[1]), resolution(item[1])))), left)
+
+
+def tied(errors: Mapping[str, np.ndarray]) -> set[str]:
+    """The best of some methods by their errors `[tilt]` on the same unseen tilts, and all that are as good within the
+    noise: whose mean square is above the least by no more than the standard error of that difference. Of one tilt no
+    noise is known, so that none are."""
+    squares = {name: np.square(np.asarray(error, float)) for name, error in errors.items()}
+    least = squares[min(squares, key=lambda name: squares[name].mean())]
+    equal = set()
+    for name, square in squares.items():
+        worse = square - least
+        noise = worse.std(ddof=1) / math.sqrt(worse.size) if worse.size > 1 else 0.0
+        if worse.mean() <= noise:
+            equal.add(name)
+    return equal
 
 
 def held_out(facts: Mapping[str, Any]) -> float:

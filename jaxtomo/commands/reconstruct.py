@@ -13,7 +13,7 @@ from ..errors import InputError
 from . import device
 from .options import TRANSIENT, Outcome, missed_gates, required
 from .planning import Rivals, planned, rivals_of
-from .request import Reconstruct, by, check, lasting
+from .request import Reconstruct, by, check, check_held, lasting
 
 
 def run(settings: Reconstruct, console: Console) -> Outcome:
@@ -35,6 +35,7 @@ def run(settings: Reconstruct, console: Console) -> Outcome:
             console.say(f"{folder}: this run is finished.")
             return outcome(settings, before) if hosts.first() else Outcome("")
     facts = inspect(source, **settings.reading.arguments())
+    check_held(settings.solving.hold_out, facts, settings.reading)
     device.start()
     free = device.memory(None if settings.running.memory is None else 1e9 * settings.running.memory)
     rivals = rivals_of(settings, facts, free) if settings.solving.method == "auto" else None
@@ -105,7 +106,8 @@ def _dry(
     document = dry_document(facts, chosen, why, free, folder)
     if rivals is not None and len(rivals.plans) > 1:
         trying = min(60 * settings.solving.minutes, sum(one.trial_seconds for one in rivals.plans.values()))
-        document |= {"one_of": list(rivals.plans), "seconds": round(chosen.seconds + trying)}
+        document |= {"method": "auto", "at_most": chosen.method, "one_of": list(rivals.plans)}
+        document["seconds"] = round(chosen.seconds + trying)
     return Outcome(dry_text(document), document)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -254,6 +254,16 @@ def check(settings: Reconstruct) -> None:
             )
         if hosts.several():
             raise InputError("--refine-poses: not on several hosts. Refine on one with jaxtomo align --joint.")
+
+
+def check_held(count: int, facts: dict[str, Any], reading: Reading) -> None:
+    """Raises InputError where so many tilts of the series with these headers cannot be held out."""
+    tilts = facts["shape"][-3] - len(reading.skip)
+    if count and not 1 <= count <= tilts - 2:
+        raise InputError(
+            f"--hold-out {count}: {facts['file']} has {tilts} tilts. Give 1 to {max(tilts - 2, 1)}, a tenth of them is "
+            "usual, or leave it out."
+        )
 
 
 def _check_auto(settings: Reconstruct) -> None:
