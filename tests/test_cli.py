@@ -463,8 +463,12 @@ def test_compare(command, document, simulated):
     jt.write("noisy.mrc", volume + np.random.default_rng(0).normal(0, 0.1, volume.shape), voxel_nm=nm)
     code, facts = document("compare", "noisy.mrc", truth, "--data-range", "1")
     assert code == 0 and facts["psnr"] == pytest.approx(20, abs=0.2) and facts["resolution_nm"] > 1
+    assert "cylinder" in facts["fsc_mask"] == facts["fsc_cones"]["mask"]  # one mask, or they could not be compared
+    outside = jt.metrics.cylinder(volume.shape) == 0
+    jt.write("outside.mrc", np.where(outside, 9, volume), voxel_nm=nm)
+    assert document("compare", "outside.mrc", truth)[1]["resolution_voxels"] == 2
     code, out, err = command("compare", "noisy.mrc", truth, "--fail-under", "psnr=60,ssim=0.1")
-    assert code == 5 and "PSNR" in out and "psnr is" in err and "ssim" not in err
+    assert code == 5 and "PSNR" in out and "FSC within" in out and "psnr is" in err and "ssim" not in err
     jt.write("small.mrc", volume[:5])
     code, _, err = command("compare", "small.mrc", truth)
     assert code == 3 and "5 × 24 × 24" in err and "24 × 24 × 24" in err
