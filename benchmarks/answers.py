@@ -20,7 +20,6 @@ truth.
 from __future__ import annotations
 
 import argparse
-import functools
 
 import jax
 import machine
@@ -100,7 +99,7 @@ def covered(options) -> None:
         for body in COUNTED:
             for seed in range(3, 3 + options.seeds):  # on 0 and 1 the constant of `quantify.unsure` was chosen
                 fine = getattr(phantoms, body)((2 * SIDE,) * 3, 90 + seed)
-                truth = quantify.particles(fine, 0.5, classes=3, smallest=512)
+                truth = quantify.particles(fine, 0.5, quantify.Search(classes=3, smallest=512))
                 exposure = expose(fine, np.arange(-most, most + 1e-6, step), Microscope(dose=60.0), seed)
                 for name, make in methods.items():
                     result = jt.reconstruct(jt.Problem(exposure.series), make(), callbacks=(), assess=False)
@@ -121,9 +120,8 @@ def covered(options) -> None:
 def hits(result: jt.Reconstruction, tilt_deg, truth: quantify.Bodies) -> dict[str, list]:
     """Whether true values, of a volume twice as fine, lie in their intervals: of bodies that are one and the same, with
     more than half of what either has in common."""
-    find = functools.partial(quantify.particles, classes=3, smallest=64, voxel_nm=1.0)
-    bodies = find(result.volume)
-    ends = quantify.intervals(bodies, find, () if result.samples is None else result.samples, tilt_deg)
+    bodies = quantify.particles(result.volume, 1.0, quantify.Search(classes=3, smallest=64))
+    ends = quantify.intervals(bodies, () if result.samples is None else result.samples, tilt_deg)
     fine = bodies.labels.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     both = np.zeros((bodies.labels.max() + 1, truth.labels.max() + 1))
     np.add.at(both, (fine, truth.labels), 1)

@@ -25,12 +25,8 @@ def main(picture: str | None = None, steps: int = 60, bin: int = 1) -> dict:
         tilts = np.flatnonzero(np.abs(series.tilt_deg) <= most)[::every]
         problem = jt.Problem(series.select(tilts), pose.select(tilts), thickness=56 // bin, width=56 // bin)
         result = jt.reconstruct(problem, jt.tv(0.03), steps)
-
-        def layers(volume, threshold=BRIGHT):
-            return quantify.particles(volume, series.pixel_nm, threshold=threshold)
-
-        bodies = layers(result.volume)
-        ends = quantify.intervals(bodies, layers, tilt_deg=series.tilt_deg[tilts])
+        bodies = quantify.particles(result.volume, series.pixel_nm, quantify.Search(threshold=BRIGHT))
+        ends = quantify.intervals(bodies, tilt_deg=series.tilt_deg[tilts])
         found[name] = result, bodies, ends, audit.audit(problem, result.volume)
         told(name, result, bodies, ends)
     if picture:

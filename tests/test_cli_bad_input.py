@@ -269,6 +269,24 @@ def test_spectral_maps_need_a_channel(refused, images):
     assert cli.main(argv) == 0
 
 
+def test_measurements_are_written_all_or_none(refused, monkeypatch, tmp_path):
+    z, y, x = np.mgrid[-12:12, -12:12, -12:12]
+    jt.write("ball.mrc", (z**2 + y**2 + x**2 < 40).astype(np.float32), voxel_nm=1.0)
+    assert cli.main(["quantify", "ball.mrc", "--quiet"]) == 0
+    before = {path.name: path.read_bytes() for path in Path("ball_particles").iterdir()}
+    (tmp_path / "file").write_text("in the way")
+    assert "file" in refused("quantify", "ball.mrc", "--out", "file/inside")
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        message = refused("quantify", "ball.mrc", "--overwrite", "--threshold", "0.1")
+        assert "space" in message
+        refused("quantify", "ball.mrc", "--out", "new")
+    assert {path.name: path.read_bytes() for path in Path("ball_particles").iterdir()} == before
+    Path("ball_particles/report.html").write_text("of a run that was measured earlier")
+    assert cli.main(["quantify", "ball.mrc", "--overwrite", "--quiet"]) == 0
+    assert {path.name for path in Path("ball_particles").iterdir()} == {*before}
+
+
 @pytest.mark.parametrize("command", ["quantify", "atoms"])
 def test_a_series_is_no_volume_to_measure(command, refused, series):
     message = refused(command, series)

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 import jaxtomo as jt
 from jaxtomo import cli, quantify
+from jaxtomo.quantify import Search
 
 
 def balls(places, shape=(48, 48, 48), value=1.0, noise=0.0, seed=0):
@@ -55,12 +56,12 @@ def test_directions_are_told_apart(axis):
 def test_touching_bodies_are_parted_where_asked():
     volume = balls([(24, 24, 16, 8, 8, 8), (24, 24, 30, 8, 8, 8)])
     assert quantify.particles(volume).summary["count"] == 1
-    table = quantify.particles(volume, split=1.0).table
+    table = quantify.particles(volume, search=Search(split=1.0)).table
     np.testing.assert_allclose(sorted(table["x"]), [16, 30], atol=0.5)
-    assert quantify.particles(balls(THREE[2:]), split=1.0).summary["count"] == 1
+    assert quantify.particles(balls(THREE[2:]), search=Search(split=1.0)).summary["count"] == 1
     plate = volume.copy()
     plate[40:44, 8:40, 8:40] = 1  # thinner than what is asked of a neck, and still there
-    assert quantify.particles(plate, split=4.0).table["z"].max() > 40
+    assert quantify.particles(plate, search=Search(split=4.0)).table["z"].max() > 40
 
 
 def test_what_is_small_or_cut_does_not_count_as_whole():
@@ -76,7 +77,7 @@ def test_three_classes_find_particles_on_a_support():
     volume[20:28] = np.maximum(volume[20:28], 0.35)
     two, three = quantify.thresholds(volume), quantify.thresholds(volume, 3)
     assert len(two) == 1 and 0.1 < three[0] < 0.35 < three[1] < 0.9
-    found = quantify.particles(volume, classes=3)
+    found = quantify.particles(volume, search=Search(classes=3))
     assert found.summary["count"] == 1 and found.table["diameter"][0] == pytest.approx(16, rel=0.05)
 
 
@@ -93,12 +94,12 @@ def test_volumes_of_two_values_have_their_surface_midway():
     found = quantify.particles(cube)
     assert found.threshold == 1.5 and found.table["volume"][0] == 512
     assert found.table["surface"][0] == pytest.approx(6 * 64, rel=0.1)
-    ends = quantify.intervals(found, quantify.particles)["volume"]
+    ends = quantify.intervals(found)["volume"]
     assert ends.low[0] == ends.high[0] == 512
     with pytest.raises(jt.InputError, match="fewer than 3"):
-        quantify.particles(cube, classes=3)
+        quantify.particles(cube, search=Search(classes=3))
     cube[7:9, 7:9, 7:9] = 0
-    assert quantify.pores(cube, threshold=0, smallest=8).table["volume"][0] == 8
+    assert quantify.pores(cube, search=Search(threshold=0, smallest=8)).table["volume"][0] == 8
 
 
 def test_noise_around_a_specimen_is_none_of_its_pores():
@@ -112,13 +113,13 @@ def test_pores_and_porosity():
     """Closed ones and one that opens to the outside; a hollow is no pore if it is wider than the reach."""
     solid = balls([(24, 24, 24, 18, 18, 18)])
     holes = balls([(24.3, 18.2, 20.4, 5, 5, 5), (24.4, 30.3, 30.2, 4, 4, 4), (7, 24, 24, 4, 4, 4)])
-    found = quantify.pores(np.clip(solid - holes, 0, 1), threshold=0.5)
+    found = quantify.pores(np.clip(solid - holes, 0, 1), search=Search(threshold=0.5))
     assert found.summary["count"] == 3 and found.sign == -1
     np.testing.assert_allclose(found.table["diameter"][:2], [10, 8], rtol=0.03)
     assert found.summary["fraction"] == pytest.approx((5**3 + 4**3 + 0.36 * 4**3) / 18**3, rel=0.03)
     assert (found.table["intensity"] < 0.5).all() and (found.table["intensity"] >= 0).all()
     wide = np.clip(solid - balls([(24, 24, 44, 16, 16, 16)]), 0, 1)
-    assert quantify.pores(wide, threshold=0.5, reach=2.0).summary["fraction"] < 0.05
+    assert quantify.pores(wide, search=Search(threshold=0.5, reach=2.0)).summary["fraction"] < 0.05
 
 
 @pytest.mark.parametrize("threshold", [0.35, 0.5, 0.6])
@@ -127,16 +128,16 @@ def test_bodies_end_at_half_height_however_they_are_found(threshold, support):
     """On a support or on nothing, bright or less so, and blurred: half height is where their surface was."""
     volume = balls([(16, 24, 12, 7, 7, 7)]) + balls([(32, 24, 34, 6, 6, 6)], value=0.8)
     blurred = ndimage.gaussian_filter(np.maximum(volume, support * (np.arange(48)[:, None, None] > 24)), 0.8)
-    found = quantify.particles(blurred, threshold=threshold + support / 3)
+    found = quantify.particles(blurred, search=Search(threshold=threshold + support / 3))
     np.testing.assert_allclose(found.table["diameter"], [14, 12], rtol=0.06)
-    ends = quantify.intervals(found, quantify.particles)["diameter"]
+    ends = quantify.intervals(found)["diameter"]
     assert (ends.high - ends.low < 1.2).all() and (ends.high - ends.low > 0.2).all()
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_bodies_are_of_one_piece_and_largest_first(seed):
     field = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(40, 40, 40)), 2)
-    labels = quantify.particles(field, threshold=float(np.quantile(field, 0.9))).labels
+    labels = quantify.particles(field, search=Search(threshold=float(np.quantile(field, 0.9)))).labels
     sizes = np.bincount(labels.ravel())[1:]
     assert len(sizes) > 5 and (np.diff(sizes) <= 0).all()
     assert all(ndimage.label(labels == k)[1] == 1 for k in range(1, labels.max() + 1))
@@ -151,14 +152,14 @@ def test_what_is_too_small_joins_no_neighbour():
 def test_intervals_cover_what_samples_are_drawn_around():
     """About nine of ten bodies: every sample has its own sizes, as the truth has."""
     rng, inside, widths = np.random.default_rng(0), [], []
-    find = functools.partial(quantify.particles, threshold=0.5)
+    find = functools.partial(quantify.particles, search=Search(threshold=0.5))
     for _ in range(12):
         radii = 5 + rng.normal(0, 0.3, (6, 5))
         truth, *samples = (
             balls([(*t[:3], r, r, r) for t, r in zip(PLACES, row, strict=True)]) for row in radii.T[:, :]
         )
         bodies = find(np.mean(samples, 0))
-        ends = quantify.intervals(bodies, find, samples)
+        ends = quantify.intervals(bodies, samples)
         real = find(truth).table
         order = [
             int(np.argmin(np.hypot(real["z"] - z, real["x"] - x)))
@@ -177,18 +178,18 @@ PLACES = [(z, 24, x) for z in (12, 36) for x in (10, 24, 38)]
 
 
 def test_a_body_that_samples_lack_may_be_nothing():
-    bodies = quantify.particles(balls(THREE), threshold=0.5)
+    bodies = quantify.particles(balls(THREE), search=Search(threshold=0.5))
     samples = [balls(THREE), balls(THREE[:2]), balls(THREE)]
-    ends = quantify.intervals(bodies, functools.partial(quantify.particles, threshold=0.5), samples)
+    ends = quantify.intervals(bodies, samples)
     which = int(np.argmax(bodies.table["aspect"]))
     assert ends["volume"].low[which] == 0 < bodies.table["volume"][which] and ends["count"].low[0] < 3
-    empty = quantify.intervals(bodies, functools.partial(quantify.particles, threshold=0.5), [*samples, 0 * samples[0]])
+    empty = quantify.intervals(bodies, [*samples, 0 * samples[0]])
     assert (empty["diameter"].low == 0).all() and (empty["tilted"].high <= 90).all()
     with pytest.raises(jt.InputError, match="2 or more"):
-        quantify.intervals(bodies, quantify.particles, samples[:1])
+        quantify.intervals(bodies, samples[:1])
     broken = np.where(samples[0] > 0.9, np.inf, samples[0])
     with pytest.raises(jt.InputError, match="sample 2"):
-        quantify.intervals(bodies, quantify.particles, [samples[0], broken])
+        quantify.intervals(bodies, [samples[0], broken])
 
 
 @pytest.mark.parametrize(
@@ -204,11 +205,11 @@ def test_a_body_that_samples_lack_may_be_nothing():
 )
 def test_what_cannot_be_measured_is_said(volume, options, said):
     with pytest.raises(jt.InputError, match=said):
-        quantify.particles(volume, **options)
+        quantify.particles(volume, search=Search(**options))
 
 
 def test_nothing_large_enough_is_an_empty_table(tmp_path):
-    found = quantify.particles(balls([(24, 24, 24, 2, 2, 2)]), smallest=1000)
+    found = quantify.particles(balls([(24, 24, 24, 2, 2, 2)]), search=Search(smallest=1000))
     assert found.summary == {"count": 0, "cut": 0, "fraction": 0}
     quantify.write_table(tmp_path / "t.csv", found)
     assert (tmp_path / "t.csv").read_text().splitlines() == [",".join(found.table)]

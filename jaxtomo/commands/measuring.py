@@ -1,11 +1,40 @@
-"""What is measured: the result of a run, or a volume from a file."""
+"""What `quantify` and `atoms` measure, the result of a run or a volume from a file, and where they write."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from tyro.conf import arg
 
 from ..errors import InputError
+from .options import NONE, UsageError, refuse_taken
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The unit of lengths, and where results go."""
+
+    voxel_nm: Annotated[float | None, arg(metavar="NM", help_behavior_hint="(default: as the file states)")] = None
+    """Side of a voxel."""
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: inside RUN, or beside FILE)")] = None
+    """Where to write."""
+    overwrite: Annotated[bool, arg(help_behavior_hint=NONE)] = False
+    """Replace results that are there already."""
+
+    def folder(self, place: Path, name: str, files: Sequence[str]) -> Path:
+        """Where `files` go: the folder asked for, or `name` in that of a run, or one beside a file.
+
+        Raises InputError where one of them is there already and may not be replaced, UsageError for no side of a voxel.
+        """
+        if self.voxel_nm is not None and not (math.isfinite(self.voxel_nm) and self.voxel_nm > 0):
+            raise UsageError(f"--voxel-nm {self.voxel_nm:g}: give a number above 0.")
+        out = Path(self.out or (place / name if place.is_dir() else place.with_name(f"{place.stem}_{name}")))
+        refuse_taken([out / file for file in files], self.overwrite)
+        return out
 
 
 class Found(NamedTuple):

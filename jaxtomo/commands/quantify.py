@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from ..console import Console, as_json, table
 from ..errors import InputError
-from . import measuring
-from .options import NONE, Outcome, Showing, UsageError, refuse_taken, required
+from .measuring import Measuring, find
+from .options import NONE, Outcome, Showing, UsageError, required
 
 FILES = ("bodies.csv", "summary.json", "labels.mrc", "bodies.png", "report.html")
 
@@ -44,12 +43,7 @@ class Quantify:
     """Part those that touch where the neck is so much thinner, in radius, than both; 1 is usual. 0 parts none."""
     reach: Annotated[float, arg(metavar="VOXELS")] = 8.0
     """Radius of the largest opening in the specimen that --pores still takes for a pore."""
-    voxel_nm: Annotated[float | None, arg(metavar="NM", help_behavior_hint="(default: as the file states)")] = None
-    """Side of a voxel."""
-    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: RUN/particles or RUN/pores)")] = None
-    """Where to write."""
-    overwrite: Annotated[bool, arg(help_behavior_hint=NONE)] = False
-    """Replace results that are there already."""
+    measuring: Measuring = field(default_factory=Measuring)
     showing: Showing = field(default_factory=Showing)
 
 
@@ -59,65 +53,50 @@ def run(settings: Quantify, console: Console) -> Outcome:
         value = getattr(settings, name)
         if not (math.isfinite(value) and value >= 0):
             raise UsageError(f"--{name} {value:g}: give 0 or more.")
-    if settings.voxel_nm is not None and not (math.isfinite(settings.voxel_nm) and settings.voxel_nm > 0):
-        raise UsageError(f"--voxel-nm {settings.voxel_nm:g}: give a number above 0.")
     if settings.threshold is not None and not math.isfinite(settings.threshold):
         raise UsageError(f"--threshold {settings.threshold:g}: give a number.")
     if not 2 <= settings.classes <= 5:
         raise UsageError(f"--classes {settings.classes}: give 2 to 5.")
     kind = "pores" if settings.pores else "particles"
-    beside = place / kind if place.is_dir() else place.with_name(f"{place.stem}_{kind}")
-    out = Path(settings.out or beside)
-    refuse_taken([out / name for name in FILES], settings.overwrite)
-    source, volume, voxel_nm, result = measuring.find(place, settings.voxel_nm)
+    out = settings.measuring.folder(place, kind, FILES)
+    source, volume, voxel_nm, result = find(place, settings.measuring.voxel_nm)
     import numpy as np
 
     from .. import plot, quantify
     from ..io import write
-    from ..io.atomic import replacing
+    from ..io.atomic import replacing_all
 
-    asked: dict[str, Any] = {"classes": settings.classes, "smallest": settings.smallest, "split": settings.split}
-    if settings.threshold is not None:
-        asked["threshold"] = settings.threshold
-    if settings.pores:
-        asked["reach"] = settings.reach
-    find = functools.partial(quantify.pores if settings.pores else quantify.particles, voxel_nm=voxel_nm, **asked)
+    search = quantify.Search(settings.threshold, settings.classes, settings.smallest, settings.split, settings.reach)
     console.say(f"{source}: measuring {kind} in {' × '.join(map(str, volume.shape))} voxels")
     try:
-        bodies = find(volume)
+        bodies = (quantify.pores if settings.pores else quantify.particles)(volume, voxel_nm, search)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     samples = None if result is None else result.samples
     tilts = quantify.USUAL if result is None or result.series is None else result.series.tilt_deg
-    ends = quantify.intervals(bodies, find, () if samples is None else samples, tilts)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: {error.strerror}. Give another --out.") from error
+    ends = quantify.intervals(bodies, () if samples is None else samples, tilts)
     summary = bodies.summary
     document = {
         "source": str(source),
         "kind": kind,
+        **search._asdict(),
         "threshold": bodies.threshold,
-        **asked,
         "unit": bodies.unit,
         "samples": 0 if samples is None else len(samples),
         "tilt_deg": [float(np.min(tilts)), float(np.max(tilts))],
         "summary": summary,
         "intervals": {name: [float(ends[name].low[0]), float(ends[name].high[0])] for name in summary if name in ends},
     }
-    quantify.write_table(out / "bodies.csv", bodies, ends)
-    write(out / "labels.mrc", bodies.labels.astype("float32"), voxel_nm=voxel_nm)
-    with replacing(out / "bodies.png") as partial:
-        plot.bodies(volume, bodies.labels, bodies.sizes, bodies.unit, kind).savefig(
-            partial, format="png", dpi=150, facecolor="white"
-        )
-    with replacing(out / "summary.json") as partial:
-        partial.write_text(as_json(document) + "\n")
-    if result is not None:
-        from ..reporting import report
+    figure = plot.bodies(volume, bodies.labels, bodies.sizes, bodies.unit, kind)
+    with replacing_all(out, FILES) as partial:
+        quantify.write_table(partial / "bodies.csv", bodies, ends)
+        write(partial / "labels.mrc", bodies.labels.astype("float32"), voxel_nm=voxel_nm)
+        figure.savefig(partial / "bodies.png", dpi=150, facecolor="white")
+        (partial / "summary.json").write_text(as_json(document) + "\n")
+        if result is not None:
+            from ..reporting import report
 
-        report(out / "report.html", result, quantify.Measured(kind, bodies, ends))
+            report(partial / "report.html", result, quantify.Measured(kind, bodies, ends))
     rows = [(_words(name, kind), _value(name, value, bodies, ends)) for name, value in summary.items()]
     if tilts is quantify.USUAL:
         rows.append(("in brackets", "90 % intervals for tilts of ±60°, as the file does not say which"))

@@ -1,4 +1,4 @@
-"""Writing a file so that it is there whole or not at all: beside the old one, flushed, then renamed over it."""
+"""Writing files so that they are there whole or not at all: beside the old ones, flushed, then renamed over them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -38,6 +38,38 @@ def replacing(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
         raise InputError(explain(path, error)) from error
     except BaseException:
         _remove(partial)
+        raise
+
+
+@contextlib.contextmanager
+def replacing_all(folder: str | os.PathLike, names: Collection[str]) -> Iterator[Path]:
+    """Yields an empty folder inside `folder`, which is made if need be; when the block ends well, what was written
+    there takes the place of `names` in `folder`, and those that were not written are removed, so that none is of an
+    earlier run. Whatever stops the block, `folder` stays as it was.
+
+    Raises InputError, naming the folder, the fact and the cure, for every OSError in the block.
+    """
+    folder = Path(folder)
+    partial = folder / f".partial-{os.getpid()}"
+    made = not folder.exists()
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _flush(partial)
+        for name in names:
+            if (partial / name).exists():
+                os.replace(partial / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        partial.rmdir()
+        _flush_entry(folder)
+    except BaseException as error:
+        _remove(partial)
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise InputError(explain(partial, error)) from error
         raise
 
 
