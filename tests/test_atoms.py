@@ -87,6 +87,18 @@ def test_wide_atoms_are_found_as_wide_as_they_are():
     np.testing.assert_allclose(found.amplitude, 1, rtol=0.04)
 
 
+def test_noise_is_no_volume_of_atoms(tmp_path, capsys, monkeypatch):
+    """Its maxima pass for atoms, which explain little of it; those of atoms explain nearly all, in noise too."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).normal(size=(24, 24, 24)).astype(np.float32)
+    assert atoms.explained(noise, VOXEL / 10, atoms.find(noise, VOXEL / 10)) < 0.4
+    volume = in_volume(PLACES, BRIGHT, (40, 38, 41), along=1.3)
+    volume += 0.05 * volume.max() * np.random.default_rng(0).normal(size=volume.shape).astype(np.float32)
+    assert atoms.explained(volume, VOXEL / 10, atoms.find(volume, VOXEL / 10, threshold=0.3)) > 0.8
+    jt.write("noise.mrc", noise, voxel_nm=VOXEL / 10)
+    assert cli.main(["atoms", "noise.mrc"]) == 0 and "can look so" in capsys.readouterr().err
+
+
 def test_faint_and_near_ones_are_left_out_where_asked():
     volume = in_volume(PLACES, [*BRIGHT[:-1], 0.2], (40, 38, 41))
     assert len(atoms.find(volume, VOXEL / 10).positions) == 29

@@ -8,15 +8,17 @@ from ..elemental import atomic_number
 from .lattice import Defects, defects, write_defects
 from .species import species
 from .table import Atoms, atoms, write_table
-from .tracing import find, refine
+from .tracing import TELLING, explained, find, refine
 from .xyz import read_xyz, write_xyz
 
 __all__ = [
+    "TELLING",
     "Atoms",
     "Defects",
     "atomic_number",
     "atoms",
     "defects",
+    "explained",
     "find",
     "read_xyz",
     "refine",

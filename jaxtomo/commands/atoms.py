@@ -11,8 +11,8 @@ from tyro.conf import Positional, arg
 
 from ..console import Console, as_json, table
 from ..errors import InputError
-from . import measuring
-from .options import NONE, Outcome, Showing, UsageError, refuse_taken, required
+from .measuring import Measuring, find
+from .options import NONE, Outcome, Showing, UsageError, required
 
 FILES = ("atoms.xyz", "atoms.csv", "defects.csv", "summary.json", "atoms.png")
 
@@ -38,28 +38,22 @@ class FindAtoms:
     """Least distance of two atoms."""
     from_volume: Annotated[bool, arg(help_behavior_hint=NONE)] = False
     """Do not refine against the images of the run."""
-    voxel_nm: Annotated[float | None, arg(metavar="NM", help_behavior_hint="(default: as the file states)")] = None
-    """Side of a voxel."""
-    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: RUN/atoms, or FILE_atoms)")] = None
-    """Where to write."""
-    overwrite: Annotated[bool, arg(help_behavior_hint=NONE)] = False
-    """Replace results that are there already."""
+    measuring: Measuring = field(default_factory=Measuring)
     showing: Showing = field(default_factory=Showing)
 
 
 def run(settings: FindAtoms, console: Console) -> Outcome:
     place = Path(required(settings.volume, "RUN or FILE"))
-    for name, value in (("voxel-nm", settings.voxel_nm), ("apart", settings.apart), ("threshold", settings.threshold)):
-        if value is not None and not (math.isfinite(value) and value > 0):
+    for name, value in (("apart", settings.apart), ("threshold", settings.threshold)):
+        if not (math.isfinite(value) and value > 0):
             raise UsageError(f"--{name} {value:g}: give a number above 0.")
     if not 1 <= settings.species <= 5:
         raise UsageError(f"--species {settings.species}: give 1 to 5, or their --elements.")
     if settings.elements is not None and settings.species != 1:
         raise UsageError("--species: not beside --elements, which say how many there are.")
-    out = Path(settings.out or (place / "atoms" if place.is_dir() else place.with_name(f"{place.stem}_atoms")))
-    refuse_taken([out / name for name in FILES], settings.overwrite)
+    out = settings.measuring.folder(place, "atoms", FILES)
     from .. import atoms, plot
-    from ..io.atomic import replacing
+    from ..io.atomic import replacing_all
 
     numbers = None
     names: list[str] = []
@@ -72,6 +66,12 @@ def run(settings: FindAtoms, console: Console) -> Outcome:
     try:
         found = atoms.find(volume, voxel_nm, threshold=settings.threshold, apart=settings.apart)
         traced = len(found.positions)
+        share = atoms.explained(volume, voxel_nm, found)
+        if share < atoms.TELLING:
+            console.warn(
+                f"the atoms explain {100 * share:.0f} % of the detail in {source}. Noise, which has none, can look so; "
+                "atoms that are clearly seen explain 80 % or more. Look at atoms.png before you trust them."
+            )
         if problem is not None:
             console.say(f"{traced} atoms; refining them against {problem.images.shape[0]} images")
             found = atoms.refine(problem, found, threshold=settings.threshold, apart=settings.apart)
@@ -79,15 +79,6 @@ def run(settings: FindAtoms, console: Console) -> Outcome:
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     lacking = atoms.defects(found) if len(found.positions) >= 20 else None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: {error.strerror}. Give another --out.") from error
-    voxel = 10 * voxel_nm
-    size = [voxel * n for n in volume.shape[::-1]]
-    counts = [int((found.species == k).sum()) for k in range(len(names) or settings.species)]
-    defects = {} if lacking is None else {str(k): int((lacking.kind == k).sum()) for k in sorted(set(lacking.kind))}
-    message = "too few atoms to tell a lattice." if lacking is None else lacking.message
     document = {
         "source": str(source),
         "voxel_nm": voxel_nm,
@@ -96,47 +87,56 @@ def run(settings: FindAtoms, console: Console) -> Outcome:
         "refined": problem is not None,
         "likelihood": None if problem is None else problem.likelihood.__qualname__.split(".")[0],
         "found_in_volume": traced,
-        "atoms": len(found.positions),
+        "explained": share,
         "elements": names,
-        "species": counts,
-        "confidence": float(found.confidence.mean()),
-        "width_A": float(found.width[0]),
-        "position_error_A": [float(e) for e in _median(found.position_error)] if problem is not None else None,
-        "lattice": message,
-        "defects": defects,
+        **_facts(found, lacking, len(names) or settings.species),
     }
-    atoms.write_xyz(out / "atoms.xyz", found, names, size, f"jaxtomo atoms {source}")
-    atoms.write_table(out / "atoms.csv", found)
-    if lacking is None:
-        (out / "defects.csv").unlink(missing_ok=True)  # of an earlier run
-    else:
-        atoms.write_defects(out / "defects.csv", lacking)
-    with replacing(out / "atoms.png") as partial:
-        shown = [names[k] if names else f"species {k}" for k in range(len(counts))]
-        plot.atoms(volume, found.positions / voxel, found.species, found.amplitude, shown).savefig(
-            partial, format="png", dpi=150, facecolor="white"
-        )
-    with replacing(out / "summary.json") as partial:
-        partial.write_text(as_json(document) + "\n")
-    rows = [("atoms", len(found.positions)), *zip(shown, counts, strict=True)]
-    rows += [("mean probability of a species", f"{document['confidence']:.3f}")] if len(counts) > 1 else []
-    rows += [("width", f"{document['width_A']:.3g} Å")]
-    if problem is not None:
-        x, y, z = _median(100 * found.position_error)
-        rows += [("noise leaves open, at least", f"{x:.2g}, {y:.2g}, {z:.2g} pm in x, y, z")]
-    rows += [("lattice", message.removesuffix(".")), *((f"{kind} defects", n) for kind, n in defects.items())]
-    return Outcome(f"atoms of {source}\n{table([*rows, ('written to', out)])}", {**document, "folder": str(out)})
+    voxel, size = 10 * voxel_nm, [10 * voxel_nm * n for n in volume.shape[::-1]]
+    shown = names or [f"species {k}" for k in range(settings.species)]
+    figure = plot.atoms(volume, found.positions / voxel, found.species, found.amplitude, shown)
+    with replacing_all(out, FILES) as partial:
+        atoms.write_xyz(partial / "atoms.xyz", found, names, size, f"jaxtomo atoms {source}")
+        atoms.write_table(partial / "atoms.csv", found)
+        if lacking is not None:
+            atoms.write_defects(partial / "defects.csv", lacking)
+        figure.savefig(partial / "atoms.png", dpi=150, facecolor="white")
+        (partial / "summary.json").write_text(as_json(document) + "\n")
+    rows = [*_rows(document, shown), ("written to", out)]
+    return Outcome(f"atoms of {source}\n{table(rows)}", {**document, "folder": str(out)})
 
 
-def _median(errors):
+def _facts(found, lacking, count: int) -> dict[str, Any]:
+    """What is said of atoms of `count` species, and of the defects of their lattice if it could be looked for."""
     import numpy as np
 
-    return np.median(errors, 0)
+    refined = np.isfinite(found.position_error).all()
+    kinds = [] if lacking is None else lacking.kind.tolist()
+    return {
+        "atoms": len(found.positions),
+        "species": [int((found.species == k).sum()) for k in range(count)],
+        "confidence": float(found.confidence.mean()),
+        "width_A": float(found.width[0]),
+        "position_error_A": np.median(found.position_error, 0).tolist() if refined else None,
+        "lattice": "too few atoms to tell a lattice." if lacking is None else lacking.message,
+        "defects": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+    }
+
+
+def _rows(document: dict[str, Any], names: list[str]) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [("atoms", document["atoms"]), *zip(names, document["species"], strict=True)]
+    if len(names) > 1:
+        rows.append(("mean probability of a species", f"{document['confidence']:.3f}"))
+    rows.append(("width", f"{document['width_A']:.3g} Å"))
+    if document["position_error_A"] is not None:
+        x, y, z = (100 * error for error in document["position_error_A"])
+        rows.append(("noise leaves open, at least", f"{x:.2g}, {y:.2g}, {z:.2g} pm in x, y, z"))
+    rows.append(("lattice", document["lattice"].removesuffix(".")))
+    return rows + [(f"{kind} defects", number) for kind, number in document["defects"].items()]
 
 
 def _read(place: Path, settings: FindAtoms) -> tuple[Path, Any, float, Any]:
     """(file, volume, side of a voxel in nm, what to refine against)."""
-    source, volume, voxel_nm, result = measuring.find(place, settings.voxel_nm)
+    source, volume, voxel_nm, result = find(place, settings.measuring.voxel_nm)
     if not voxel_nm:
         raise InputError(
             f"{source}: the side of a voxel is not known, and atoms are apart by Å. Give it with --voxel-nm."
