@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import jaxtomo as jt
 from jaxtomo import cli, methods, run_folder
 from jaxtomo.commands import contest, device, running, solving
-from jaxtomo.commands.reconstruct import Preparing, Solving
+from jaxtomo.commands.request import Preparing, Solving
 from jaxtomo.console import Console
 from jaxtomo.io.reconstruction import read_reconstruction
 
@@ -461,8 +463,12 @@ def test_compare(command, document, simulated):
     jt.write("noisy.mrc", volume + np.random.default_rng(0).normal(0, 0.1, volume.shape), voxel_nm=nm)
     code, facts = document("compare", "noisy.mrc", truth, "--data-range", "1")
     assert code == 0 and facts["psnr"] == pytest.approx(20, abs=0.2) and facts["resolution_nm"] > 1
+    assert "cylinder" in facts["fsc_mask"] == facts["fsc_cones"]["mask"]  # one mask, or they could not be compared
+    outside = jt.metrics.cylinder(volume.shape) == 0
+    jt.write("outside.mrc", np.where(outside, 9, volume), voxel_nm=nm)
+    assert document("compare", "outside.mrc", truth)[1]["resolution_voxels"] == 2
     code, out, err = command("compare", "noisy.mrc", truth, "--fail-under", "psnr=60,ssim=0.1")
-    assert code == 5 and "PSNR" in out and "psnr is" in err and "ssim" not in err
+    assert code == 5 and "PSNR" in out and "FSC within" in out and "psnr is" in err and "ssim" not in err
     jt.write("small.mrc", volume[:5])
     code, _, err = command("compare", "small.mrc", truth)
     assert code == 3 and "5 × 24 × 24" in err and "24 × 24 × 24" in err
@@ -678,6 +684,26 @@ def test_a_contest_keeps_to_its_time_and_ranks_by_what_is_unseen():
     )
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.integers(2, 12))
+def test_methods_are_equal_within_the_noise_of_their_difference(seed, tilts):
+    rng = np.random.default_rng(seed)
+    hard = rng.uniform(0.1, 0.5, tilts)  # some tilts are harder for all, which is no noise
+    errors = {"a": hard, "b": hard * 1.1, "c": hard * (1 + 0.3 * rng.normal(size=tilts))}
+    equal = contest.tied(errors)
+    best = min(errors, key=lambda name: np.mean(errors[name] ** 2))
+    assert best in equal and not {"a", "b"} <= contest.tied({"a": np.full(tilts, 0.1), "b": np.full(tilts, 0.11)})
+    assert contest.tied({name: 2 * error for name, error in errors.items()}) == equal
+    assert contest.tied(errors | {"twin": errors[best]}) == equal | {"twin"}
+
+
+def test_noise_alone_makes_no_winner():
+    """Two methods that differ by chance are told apart in about one of three cases."""
+    rng, hard = np.random.default_rng(1), np.linspace(0.1, 0.5, 8)
+    told = [contest.tied({name: hard + 0.01 * rng.normal(size=8) for name in "ab"}) for _ in range(400)]
+    assert 0.55 < np.mean([len(equal) == 2 for equal in told]) < 0.75
+
+
 @pytest.fixture
 def two_methods(monkeypatch):
     """What auto tries, in seconds."""
@@ -685,10 +711,11 @@ def two_methods(monkeypatch):
     monkeypatch.setitem(methods.WEIGHTS, "tv", (0.03, 0.3))
 
 
-def test_auto_goes_on_with_the_method_that_predicts_best(document, simulated, two_methods, monkeypatch):
+def test_auto_goes_on_with_the_method_that_predicts_best(document, command, simulated, two_methods, monkeypatch):
     argv = ("reconstruct", simulated, "--method", "auto", "--no-assess", "--out", "run")
     code, planned = document(*argv, "--dry-run")
-    assert code == 0 and planned["one_of"] == ["wbp", "tv"]
+    assert code == 0 and planned["one_of"] == ["wbp", "tv"] and planned["method"] == "auto"
+    assert "auto, at most tv" in command(*argv, "--dry-run")[1]
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
         assert document(*argv, loud=True)[0] == 130
@@ -734,7 +761,11 @@ def test_what_auto_cannot_do_is_said(command, simulated, wrong, code, words):
     assert got == code and words in said
 
 
-@pytest.mark.parametrize("wrong", [["--methods", "sirt"], ["--methods", "sirt,nonsense"], ["--minutes", "0"]])
+@pytest.mark.parametrize(
+    "wrong", [["--methods", "sirt"], ["--methods", "sirt,nonsense"], ["--minutes", "0"], ["--hold-out", "0"]]
+)
 def test_what_cannot_be_compared_is_said(document, simulated, wrong):
     assert document("compare", "methods", simulated, *wrong)[0] == 2
     assert document("compare", "methods", "nothing.mrc")[0] == 3
+    code, said = document("compare", "methods", simulated, "--hold-out", "16")
+    assert code == 3 and "17 tilts" in said["error"]

@@ -135,7 +135,9 @@ def test_settings_that_cannot_be(refused, series):
         (["--bin", "0"], "--bin"),
         (["--steps", "0"], "--steps"),
         (["--thickness", "0"], "--thickness"),
-        (["--hold-out", "12"], "hold out"),
+        (["--hold-out", "12"], "13 tilts"),
+        (["--hold-out", "99", "--method", "auto"], "13 tilts"),
+        (["--hold-out=-3"], "0 or more"),
         (["--slab", "30:40"], "rows"),
         (["--method", "gaussian", "--spectrum", "moon"], "fib_sem"),
         (["--skip", "77"], "77"),
@@ -265,3 +267,9 @@ def test_spectral_maps_need_a_channel(refused, images):
         "--quiet",
     ]
     assert cli.main(argv) == 0
+
+
+@pytest.mark.parametrize("command", ["quantify", "atoms"])
+def test_a_series_is_no_volume_to_measure(command, refused, series):
+    message = refused(command, series)
+    assert str(series) in message and "13 images" in message and "jaxtomo reconstruct" in message

@@ -10,7 +10,8 @@ import numpy as np
 from .. import methods
 from ..errors import InputError
 from ..validate import choose_weight, hold_out, live_tilts, prediction_error, solve, spread
-from .contest import Rivals, contest
+from .contest import contest, tied
+from .planning import Rivals
 from .solving import Task, middle
 
 
@@ -26,7 +27,8 @@ def choose_method(task: Task, rivals: Rivals) -> Choice:
     """That of the `rivals` which predicts left-out tilts best, tried on slices in the middle within `--minutes`.
 
     A tenth of the tilts, spread over the range, is kept from all. Each chooses its weight on the others and
-    reconstructs from them.
+    reconstructs from them. Of those that are as good within the noise the simplest is taken, the first of
+    `methods.QUICK`.
     """
     if len(rivals.plans) == 1:
         (only,) = rivals.plans
@@ -50,20 +52,31 @@ def choose_method(task: Task, rivals: Rivals) -> Choice:
         if not np.isfinite(error).all():
             raise InputError("diverged")
         metrics = {"held_out_error": float(np.sqrt(np.mean(error**2)))}
-        return {"metrics": metrics, "weight": weight, "seconds": round(time.perf_counter() - began, 1)}
+        seconds = round(time.perf_counter() - began, 1)
+        return {"metrics": metrics, "errors": error, "weight": weight, "seconds": seconds}
 
     expected = {name: plan.trial_seconds for name, plan in rivals.plans.items()}
     found, out = contest(expected, attempt, task.settings.solving.minutes, task.console)
     if not found:
         raise InputError(f"--method auto: no method could be tried ({out}). Name one.")
-    best = next(iter(found))
-    errors = {name: facts["metrics"]["held_out_error"] for name, facts in found.items()}
-    said = ", ".join(f"{name} {100 * error:.3g} %" for name, error in errors.items())
-    task.console.say(f"method {best}: its error on {held.size} left-out tilts is least ({said})")
-    tried = {name: facts | {"held_out_error": errors[name]} for name, facts in found.items()}
-    for facts in tried.values():
-        del facts["metrics"]
+    equal = tied({name: facts["errors"] for name, facts in found.items()})
+    best = next(name for name in rivals.plans if name in equal)
+    others = ", ".join(name for name in found if name in equal - {best})
     because = f"least error on {held.size} left-out tilts"
+    if others:
+        because = (
+            f"simplest of those with the least error on {held.size} left-out tilts; within its noise so has {others}"
+        )
+    tried = {
+        name: {
+            "weight": facts["weight"],
+            "seconds": facts["seconds"],
+            "held_out_error": facts["metrics"]["held_out_error"],
+        }
+        for name, facts in found.items()
+    }
+    said = ", ".join(f"{name} {100 * facts['held_out_error']:.3g} %" for name, facts in tried.items())
+    task.console.say(f"method {best}: {because} ({said})")
     angles = series.tilt_deg[held].tolist()
     facts = {"because": because, "held_out_tilts_deg": angles, "tried": tried, "left_out": rivals.left | out}
     return Choice(best, found[best]["weight"], facts)

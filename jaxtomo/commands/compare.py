@@ -19,7 +19,7 @@ METRICS = ("psnr", "ssim", "rmse", "resolution_voxels", "resolution_nm")
 @dataclass(frozen=True)
 class Compare:
     """Compare a volume with the truth, or with another volume: PSNR, SSIM, RMSE, Fourier shell correlation in all
-    directions and along each axis, and how much longer structures and edges are along the beam.
+    directions and along each axis, all within one mask, and how much longer structures and edges are along the beam.
 
     Intensities are compared as they are. PSNR and SSIM refer to the range of the second volume.
     """
@@ -55,16 +55,23 @@ def run(settings: Compare, console: Console) -> Outcome:
         else math.nan,
         "rmse": metrics.rmse(volume, truth),
     }
-    frequency, curve = metrics.fsc(volume, truth)
+    directed = volume.ndim == 3 and min(volume.shape) >= 8
+    cones = resolution.by_direction(volume, truth) if directed else None
+    if cones is None:
+        frequency, curve = metrics.fsc(volume, truth)
+    else:  # where the cones are looked at, for one to be compared with the other
+        a, b = resolution.middle(volume), resolution.middle(truth)
+        frequency, curve = metrics.fsc(a, b, mask=metrics.cylinder(a.shape))
     voxels = metrics.resolution(frequency, curve, 0.5)
     found |= {
         "resolution_voxels": voxels,
         "resolution_nm": voxels * voxel_nm if voxel_nm else math.nan,
         "fsc_frequency": frequency,
         "fsc_curve": curve,
+        "fsc_mask": None if cones is None else cones["mask"],
     }
-    if volume.ndim == 3 and min(volume.shape) >= 8:
-        found["fsc_cones"] = resolution.by_direction(volume, truth)
+    if cones is not None:
+        found["fsc_cones"] = cones
         found["sharpness"] = {"a": resolution.sharpness(volume), "b": resolution.sharpness(truth)}
     missed = missed_gates(settings.fail_under, found)
     rows = [
@@ -106,6 +113,7 @@ def _by_direction(found: dict[str, Any], voxel_nm: float | None) -> list[tuple[s
     edges = ((axis, a["edge_width_voxels"][axis], b["edge_width_voxels"][axis]) for axis in said)
     rows += [(f"edges along {axis}", pair(one, other, " voxels")) for axis, one, other in edges]
     longer = (pair(a["elongation"][what], b["elongation"][what]) for what in ("structures", "edges"))
+    rows.append(("FSC within", found["fsc_cones"]["mask"]))
     return [*rows, ("elongation", next(longer)), ("of edges", next(longer))]
 
 

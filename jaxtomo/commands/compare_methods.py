@@ -17,8 +17,9 @@ from ..errors import InputError
 from . import device
 from .contest import contest, resolution
 from .options import NONE, Outcome, Reading, Showing, UsageError, required
-from .reconstruct import Preparing, Reconstruct, Running, Solving, planned
+from .planning import planned
 from .reconstruct import run as reconstruct
+from .request import Preparing, Reconstruct, Running, Solving, check_held
 from .summary import duration
 
 DEFAULT = "sirt,tv,root-tv,dip-tv,diffusion"
@@ -63,6 +64,8 @@ def run(settings: CompareMethods, console: Console) -> Outcome:
         raise UsageError(f"--methods {settings.methods}: give two or more of {', '.join(methods.NAMES)}.")
     if not (math.isfinite(settings.minutes) and settings.minutes > 0):
         raise UsageError(f"--minutes {settings.minutes:g}: give a number above 0.")
+    if settings.hold_out is not None and settings.hold_out < 1:
+        raise UsageError(f"--hold-out {settings.hold_out}: give 1 or more, by which methods can be ranked.")
     if hosts.several():
         raise InputError("compare methods: not on several hosts. Start it on one.")
     from ..io import inspect
@@ -73,6 +76,7 @@ def run(settings: CompareMethods, console: Console) -> Outcome:
     free = device.memory(None)
     *_, count, _, _ = facts["shape"]
     held = max(1, count // 10) if settings.hold_out is None else settings.hold_out
+    check_held(held, facts, settings.reading)
     asked = {name: _asked(settings, name, folder / name, held) for name in names}
     expected, unplanned = {}, {}
     for name, one in asked.items():

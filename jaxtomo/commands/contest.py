@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from .. import methods
+import numpy as np
+
 from ..console import Console
 from ..errors import DoesNotFitError, InputError
-from ..plan import Memory, Plan, fits, size
-from .reconstruct import Reconstruct, by, planned
 from .summary import duration
 
 
@@ -56,6 +55,21 @@ def contest(
     return Contest(dict(sorted(found.items(), key=lambda item: (held_out(item[1]), resolution(item[1])))), left)
 
 
+def tied(errors: Mapping[str, np.ndarray]) -> set[str]:
+    """The best of some methods by their errors `[tilt]` on the same unseen tilts, and all that are as good within the
+    noise: whose mean square is above the least by no more than the standard error of that difference. Of one tilt no
+    noise is known, so that none are."""
+    squares = {name: np.square(np.asarray(error, float)) for name, error in errors.items()}
+    least = squares[min(squares, key=lambda name: squares[name].mean())]
+    equal = set()
+    for name, square in squares.items():
+        worse = square - least
+        noise = worse.std(ddof=1) / math.sqrt(worse.size) if worse.size > 1 else 0.0
+        if worse.mean() <= noise:
+            equal.add(name)
+    return equal
+
+
 def held_out(facts: Mapping[str, Any]) -> float:
     """The relative error of tilts that were left out; infinite where it is not known."""
     error = facts["metrics"].get("held_out_error")
@@ -65,42 +79,3 @@ def held_out(facts: Mapping[str, Any]) -> float:
 def resolution(facts: Mapping[str, Any]) -> float:
     """Voxels, where even and odd tilts stop to agree; infinite where that is not known."""
     return facts["metrics"].get("resolution_voxels") or math.inf
-
-
-class Rivals(NamedTuple):
-    """Methods among which `--method auto` chooses.
-
-    Attributes:
-        plans: of each what it would need.
-        left: of others why they are none.
-        because: why there is only one, if there is.
-    """
-
-    plans: dict[str, Plan]
-    left: dict[str, str]
-    because: str = ""
-
-    @property
-    def largest(self) -> Plan:
-        return max(self.plans.values(), key=lambda one: one.host_bytes)
-
-
-def rivals_of(settings: Reconstruct, facts: dict, free: Memory) -> Rivals:
-    """The quick methods that can do what is asked and fit into memory in one piece; where there is nothing to choose,
-    tv, or root-tv for another noise model."""
-    plain_noise = settings.solving.likelihood == "gaussian" and not settings.solving.fit_intensity
-    usual = "tv" if plain_noise else "root-tv"
-    able = [name for name in methods.QUICK if plain_noise or name in methods.ANY_LIKELIHOOD]
-    plans = {name: planned(by(name, settings), facts, None, free) for name in dict.fromkeys([*able, usual])}
-    fitting = {name: plans[name] for name in able if plans[name].slabs == 1 and fits(plans[name], free)}
-    left = {
-        name: f"needs about {size(plans[name].host_bytes)} of memory, or slabs" for name in able if name not in fitting
-    }
-    tilts = plans[usual].tilts - settings.solving.hold_out
-    if tilts < 4:
-        because = f"{tilts} tilts are too few to leave any out"
-    elif len(fitting) < 2:
-        because = "no two of the quick methods can do that in the memory there is"
-    else:
-        return Rivals(fitting, left)
-    return Rivals({usual: plans[usual]}, left, f"{usual}: {because}")

@@ -13,7 +13,8 @@ from ..console import Console
 from ..errors import InputError
 from . import device
 from .options import Outcome, Reading, Showing
-from .reconstruct import Preparing, Reconstruct, Running, Solving
+from .planning import planned
+from .request import Preparing, Reconstruct, Running, Solving
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def run(settings: Demo, console: Console) -> Outcome:
     if run_folder.is_run(folder) and run_folder.recorded(folder).get("input", {}).get("sha256") != sha256(needle):
         raise InputError(f"{folder}: holds a run on another series. Give another folder with --out.")
     device.start()
-    from .reconstruct import outcome, planned
+    from .reconstruct import outcome
     from .running import carry_out
 
     asked = Reconstruct(

@@ -20,13 +20,19 @@ class Found(NamedTuple):
 def find(place: Path, voxel_nm: float | None) -> Found:
     """What `place`, a volume or the folder of a run, holds; `voxel_nm` goes before what it states.
 
-    Raises InputError for a run that is not finished, or of several channels.
+    Raises InputError for a run that is not finished, or of several channels, and for a tilt series.
     """
-    from ..io import read_volume
+    from ..io import inspect, read_volume
     from ..io.reconstruction import read_reconstruction
 
     if not place.is_dir():
         volume, stated = read_volume(place)
+        angles = inspect(place)["angles"]
+        if angles is not None:
+            raise InputError(
+                f"{place}: is a tilt series, of {len(volume)} images with an angle each, not a volume. Reconstruct it "
+                "first with jaxtomo reconstruct, and give the folder of that run."
+            )
         return Found(place, volume, voxel_nm or stated, None)
     source = place / "reconstruction.h5"
     if not source.is_file():

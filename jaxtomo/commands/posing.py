@@ -27,7 +27,7 @@ from ..series import TiltSeries
 from .options import rows_asked
 
 if TYPE_CHECKING:
-    from .reconstruct import Reconstruct
+    from .request import Reconstruct
 
 AXIS_MATTERS_PX = 0.2  # at the ends of the image: a refined axis that is off by less does not turn images
 

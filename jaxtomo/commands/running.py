@@ -34,10 +34,10 @@ from ..solve import Solver
 from ..validate import choose_weight, spread
 from . import device
 from .choosing import choose_method
-from .contest import Rivals
 from .options import TRANSIENT
+from .planning import Rivals
 from .posing import posed
-from .reconstruct import Reconstruct, by, lasting
+from .request import Reconstruct, by, lasting
 from .sharing import refuse_mixed, share, solve_shared
 from .solving import Task, held_out_error, interruptible, judged, middle, refuse_diverged, solve_whole
 from .streaming import solve_in_slabs

@@ -22,7 +22,7 @@ from . import device
 from .solving import Task, interruptible, solve_whole
 
 if TYPE_CHECKING:
-    from .reconstruct import Reconstruct
+    from .request import Reconstruct
 
 PREPARED, VOLUME = "prepared.npz", "volume.mrc"
 

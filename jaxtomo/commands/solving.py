@@ -29,7 +29,7 @@ from ..validate import cross_check, prediction_error
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from .reconstruct import Reconstruct
+    from .request import Reconstruct
 
 SAVED_AFTER = 30.0  # seconds: a shorter run is not worth a checkpoint, unless it is interrupted
 

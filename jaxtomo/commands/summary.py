@@ -42,13 +42,17 @@ def dry_text(document: dict[str, Any]) -> str:
         ("tilts", f"{document['tilts']}, {angles['min']:.4g}° to {angles['max']:.4g}°"),
         ("volume", f"{shape_text(document['shape'])} voxels [z, y, x]"),
         ("choosing", f"one of {', '.join(document['one_of'])}" if "one_of" in document else None),
-        ("method", f"{document['method']}, up to {document['steps']} steps, on {document['device']}"),
+        ("method", f"{_method(document)}, up to {document['steps']} steps, on {document['device']}"),
         ("slabs", _slabs(document)),
         ("memory", memory),
         ("time", f"about {duration(document['seconds'])}"),
         ("folder", document["folder"]),
     ]
     return f"{document['input']['file']}: nothing is done, because of --dry-run\n{table(rows)}"
+
+
+def _method(document: dict[str, Any]) -> str:
+    return document["method"] + (f", at most {document['at_most']}" if "at_most" in document else "")
 
 
 def _slabs(document: dict[str, Any]) -> str | None:
