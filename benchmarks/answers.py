@@ -7,7 +7,9 @@ particle sizes hold.
 
 Audit: gratings are planted in phantoms of 64³, half of them along directions that no image measures, half along
 measured ones, and the true volume is audited, as a method would give it that knows more than the images. Area under the
-curve of voxels of the former against those of the latter; bar 0.9.
+curve of voxels of the former against those of the latter; bar 0.9. A grating along a measured direction can lie on the
+face of a body that no image shows. So a second area has only those voxels of the latter where most of the truth's own
+detail is measured, by the geometry of the tilts alone.
 
 Particles: phantoms of 64³; how often the true volume of a particle, of a phantom twice as fine, and the true totals lie
 in the 90 % intervals; bar 85 to 95 %.
@@ -24,6 +26,7 @@ import argparse
 import jax
 import machine
 import numpy as np
+from scipy import ndimage
 from scipy.stats import rankdata
 
 import jaxtomo as jt
@@ -67,6 +70,18 @@ def area(inside: np.ndarray, outside: np.ndarray) -> float:
     return float((ranks.sum() - inside.size * (inside.size + 1) / 2) / (inside.size * outside.size))
 
 
+def mostly_seen(truth: np.ndarray, tilt_deg: np.ndarray) -> np.ndarray:
+    """Where less than half of the power of detail around a voxel is in directions beyond the tilts."""
+    kz, _, kx = (np.fft.fftfreq(n) for n in truth.shape)
+    tilt = np.rad2deg(np.arctan2(kz[:, None, None], kx[None, None, :]))  # of the image that would show it
+    tilt = (tilt + 90) % 180 - 90
+    hidden = (tilt < tilt_deg.min()) | (tilt > tilt_deg.max())
+    detail = truth - ndimage.gaussian_filter(truth, audit.DETAIL)
+    missing = np.fft.ifftn(np.fft.fftn(detail) * hidden).real
+    unseen, whole = (ndimage.gaussian_filter(part**2, audit.AROUND) for part in (missing, detail))
+    return unseen < whole / 2
+
+
 def flagged(options) -> None:
     rows = []
     for body in BODIES:
@@ -76,12 +91,14 @@ def flagged(options) -> None:
                 found = []
                 for seed in (4, 5, 6):  # of 1, 2, 3 the constants of the audit were chosen
                     fine, hidden, shown = planted(body, most, seed)
-                    exposure = expose(fine, np.arange(-most, most + 1e-6, step), Microscope(dose=dose), seed)
+                    tilts = np.arange(-most, most + 1e-6, step)
+                    exposure = expose(fine, tilts, Microscope(dose=dose), seed)
                     supplied = audit.audit(jt.Problem(exposure.series), exposure.truth).supplied
-                    found.append(area(supplied[hidden], supplied[shown]))
-                line.append(f"{np.mean(found):.3f} ({min(found):.3f})")
+                    seen = shown & mostly_seen(exposure.truth, tilts)
+                    found.append([area(supplied[hidden], supplied[where]) for where in (shown, seen)])
+                line += [f"{np.mean(each):.3f} ({min(each):.3f})" for each in zip(*found, strict=True)]
             rows.append((f"{body}, ±{most}°/{step:g}°", *line))
-    head = ("planted in", *(f"dose {dose:g}" for dose in DOSES))
+    head = ("planted in", *(text for dose in DOSES for text in (f"dose {dose:g}", "mostly measured")))
     machine.show(
         "Audit: area under the curve, mean of three (least)", head, rows, ["Bar: 0.9."], markdown=options.markdown
     )

@@ -116,6 +116,7 @@ def scored(here: Posed, result: jt.Reconstruction, moved: bool) -> dict:
         "ssim": metrics.ssim(volume, here.truth),
         "rmse": metrics.rmse(volume, here.truth),
         "chi": chi_square(here, result.volume, result.pose),
+        "truth": chi_square(here, here.truth, here.exposure.pose if moved else here.problem.pose),
         "unseen": unseen_power(volume, here.truth, here.exposure.series.tilt_deg),
         "seconds": result.settings["seconds"],
     }
@@ -282,7 +283,8 @@ def show(prior: str, dose: float, moved: float, rows: dict[Case, dict], options)
     bars = ("+1.5 / +0.030" if s in WIDE else "+0.5" for s in options.schemes)
     chi = (f"{mean('mean of samples', s, 'chi'):.2f}" for s in options.schemes)
     lines += [("best of ours over the best opponent", *margins), ("bar", *bars)]
-    lines += [("χ² of the mean of samples", *chi)]
+    least = (f"{mean('mean of samples', s, 'truth'):.2f}" for s in options.schemes)
+    lines += [("χ² of the mean of samples", *chi), ("χ² of the truth on these voxels", *least)]
     title = f"{prior}, {SIDE}³, dose {dose:g}" + (f", shifts wrong by {moved:g} px and refined" if moved else "")
     count = len({c.specimen for c in rows})
     machine.show(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         quantify,
         resolution,
         samples,
+        saturation,
         simulate,
         solvers,
         stopping,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .errors import DoesNotFitError, InputError
     from .freedom import Freedom
     from .io import read, read_volume, write
-    from .likelihood import fitted_intensity, gaussian, poisson, robust
+    from .likelihood import fitted_intensity, gaussian, poisson, robust, saturated
     from .priors import voxels
     from .projector import back_project, project
     from .refinement import refine
@@ -82,6 +83,8 @@ __all__ = [
     "root_tv",
     "samples",
     "sart",
+    "saturated",
+    "saturation",
     "simulate",
     "sirt",
     "solvers",
@@ -123,6 +126,7 @@ _HOME = {
     "robust": "likelihood",
     "root_tv": "solvers",
     "sart": "solvers",
+    "saturated": "likelihood",
     "sirt": "solvers",
     "tv": "solvers",
     "tvq": "solvers",

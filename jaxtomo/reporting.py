@@ -222,7 +222,9 @@ def _alignment(result: Reconstruction) -> Section:
             panels.append((label, tilt[order], {name: scale * np.asarray(value, np.float64)[order]}))
     said = {} if result.series is None else result.series.provenance
     said = {
-        k: v for k, v in said.items() if k in ("alignment", "refinement", "background", "tilt_axis", "shift", "mask")
+        k: v
+        for k, v in said.items()
+        if k in ("alignment", "refinement", "background", "saturation", "tilt_axis", "shift", "mask")
     }
     parts = [as_table((k.replace("_", " "), v) for k, v in said.items())] if said else []
     if panels:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .data import Pose
 from .errors import InputError
+from .likelihood import response
 from .projector import project
 from .series import TiltSeries
 
@@ -40,6 +41,8 @@ class Microscope:
         offset: standard deviation of the offset added to each image, as a fraction of the mean.
         outliers: mean number of grains per image that diffraction makes brighter, by a half to three times.
         blur: standard deviation of the Gaussian probe, in pixels of the recorded images.
+        saturation: how far the thickest ray of the perfect series is into the saturation of an annular detector: its
+            ray sum over the ceiling that no intensity exceeds, so that 2 is recorded as 86 % of it. 0 is linear.
     """
 
     dose: float = 60.0
@@ -53,6 +56,7 @@ class Microscope:
     offset: float = 0.0
     outliers: float = 0.0
     blur: float = 0.0
+    saturation: float = 0.0
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -107,12 +111,12 @@ def expose(
 ) -> Exposure:
     """Records `fine` at the angles `tilt_deg` (degrees):
 
-        images = gain (Poisson(dose B (A f + outliers) / mean) mean / dose + readout noise) + offset
+        images = gain (Poisson(dose B g(A f + outliers) / mean) mean / dose + readout noise) + offset
 
-    with A f the ray sums on the fine grid, averaged over 2x2 detector pixels and in voxel lengths of the truth, and B
-    the probe's blur. The truth is `fine` averaged over 2x2x2. Deterministic by `seed`: each effect draws from its own
-    stream of it (NumPy's Generator), so turning one on leaves the draws of the others as they were. `pixel_nm` is
-    passed on to the series.
+    with A f the ray sums on the fine grid, in voxel lengths of the truth, g the detector's saturation
+    (`likelihood.response`), and B the average over 2x2 detector pixels and the probe's blur. The truth is `fine`
+    averaged over 2x2x2. Deterministic by `seed`: each effect draws from its own stream of it (NumPy's Generator), so
+    turning one on leaves the draws of the others as they were. `pixel_nm` is passed on to the series.
 
     Raises InputError for a volume of an odd or empty side, with negative or non-finite voxels, or without any mass, and
     for tilts that are not finite or none at all.
@@ -129,14 +133,15 @@ def expose(
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
     pose = jittered_pose(tilt_deg, microscope, streams[0])
     fine_pose = pose if pose.shift is None else pose.replace(shift=2 * pose.shift)
-    clean = _record(fine, fine_pose)
+    rays = _ray_sums(fine, fine_pose)
+    clean = _pixels(rays)
     mean = float(clean.mean(dtype=float))
     if mean <= 0:
         raise InputError(
             "simulate: nothing of the volume is in the field of view. Centre it, or lower the shift jitter."
         )
-    outliers = _diffraction(fine, fine_pose, microscope.outliers, streams[1])
-    images = clean + outliers
+    extra = _diffraction(fine, fine_pose, microscope.outliers, streams[1])
+    images = _pixels(np.asarray(response(rays + extra, microscope.saturation / clean.max())))
     if microscope.blur:
         from scipy.ndimage import gaussian_filter
 
@@ -162,7 +167,7 @@ def expose(
         },
         source="simulation",
     )
-    return Exposure(series, average(fine), pose, clean, outliers, gain, offset)
+    return Exposure(series, average(fine), pose, clean, _pixels(extra), gain, offset)
 
 
 def jittered_pose(tilt_deg, microscope: Microscope, rng: np.random.Generator) -> Pose:
@@ -187,16 +192,19 @@ def average(fine) -> np.ndarray:
     return fine.reshape(nz // 2, 2, ny // 2, 2, nx // 2, 2).mean((1, 3, 5), dtype=float).astype(np.float32)
 
 
-def _record(fine, fine_pose: Pose) -> np.ndarray:
-    """`[tilt, y, x]` ray sums in voxel lengths of the truth, on its detector."""
-    images = np.asarray(_project(fine, fine_pose))
+def _ray_sums(fine, fine_pose: Pose) -> np.ndarray:
+    """`[tilt, 2y, 2x]` ray sums of fine voxels in voxel lengths of the truth, of which two make one."""
+    return 0.5 * np.asarray(_project(fine, fine_pose))
+
+
+def _pixels(images) -> np.ndarray:
+    """Means over 2x2 pixels, those of the truth's detector."""
     t, ny, nx = images.shape
-    # A fine ray sum is in fine voxel lengths, of which two make one.
-    return 0.5 * images.reshape(t, ny // 2, 2, nx // 2, 2).mean((2, 4))
+    return images.reshape(t, ny // 2, 2, nx // 2, 2).mean((2, 4))
 
 
 def _diffraction(fine, fine_pose: Pose, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """Extra ray sums from grains in Bragg condition: on each tilt Poisson(`rate`) grains shine 0.5 to 3 times more.
+    """Extra fine ray sums of grains in Bragg condition: on each tilt Poisson(`rate`) grains shine 0.5 to 3 times more.
 
     A grain is the connected stretch, around a voxel drawn in proportion to its squared intensity (a crystal rather
     than its amorphous support), of voxels at least 0.7 times as bright, within a tenth of the specimen's width.
@@ -205,7 +213,7 @@ def _diffraction(fine, fine_pose: Pose, rate: float, rng: np.random.Generator) -
 
     tilts = len(fine_pose.tilt)
     counts = rng.poisson(rate, tilts)
-    extra = np.zeros((tilts, fine.shape[1] // 2, fine.shape[2] // 2), np.float32)
+    extra = np.zeros((tilts, fine.shape[1], fine.shape[2]), np.float32)
     if not counts.any():
         return extra
     running = np.cumsum(np.square(fine), dtype=float)
@@ -222,5 +230,5 @@ def _diffraction(fine, fine_pose: Pose, rate: float, rng: np.random.Generator) -
             grains = np.asarray(label(near & (part > 0.7 * fine[seed]), connectivity=1))
             own = tuple(s - b.start for s, b in zip(seed, box, strict=True))
             bright[box] = np.maximum(bright[box], strength * part * (grains == grains[own]))
-        extra[tilt] = _record(bright, fine_pose.select(np.array([tilt])))[0]
+        extra[tilt] = _ray_sums(bright, fine_pose.select(np.array([tilt])))[0]
     return extra

@@ -769,3 +769,29 @@ def test_what_cannot_be_compared_is_said(document, simulated, wrong):
     assert document("compare", "methods", "nothing.mrc")[0] == 3
     code, said = document("compare", "methods", simulated, "--hold-out", "16")
     assert code == 3 and "17 tilts" in said["error"]
+
+
+def test_saturation_is_taken_out_and_recorded(command, document, simulated, monkeypatch):
+    run = ("reconstruct", simulated, "--method", "sirt", "--steps", "3", "--no-assess", "--no-align")
+    code, facts = document(*run, "--out", "as_it_is")
+    code, bent = document(*run, "--out", "bent", "--saturation", "40")
+    assert code == 0 and bent["saturation"] == {"kappa": 1 / 40, "level": 40.0, "chosen": False}
+    raw, straight = (read_reconstruction(Path(name) / "reconstruction.h5").series for name in ("as_it_is", "bent"))
+    np.testing.assert_allclose(straight.images, -40 * np.log1p(-raw.images / 40), rtol=1e-4, atol=1e-4)
+    assert "saturation" in straight.provenance and "saturation" not in facts
+
+    found = jt.saturation.Saturation(0.02, 0.5, 0.1, 0.2)
+    monkeypatch.setattr(jt.saturation, "find", lambda problem, key: found)
+    code, bent = document(*run, "--out", "found", "--saturation", "auto")
+    assert code == 0 and bent["saturation"]["chosen"] and bent["saturation"]["level"] == pytest.approx(50)
+    monkeypatch.setattr(jt.saturation, "find", lambda problem, key: found._replace(kappa=0.0))
+    code, bent = document(*run, "--out", "none", "--saturation", "auto")
+    assert code == 0 and bent["saturation"]["level"] is None
+
+    for wrong, hint in (
+        (["--saturation", "0"], "above 0"),
+        (["--saturation", "9", "--likelihood", "poisson"], "--likelihood poisson"),
+        (["--saturation", "9", "--fit-intensity"], "--fit-intensity"),
+    ):
+        code, _, err = command(*run, *wrong, "--out", "wrong")
+        assert code == 3 and hint in err

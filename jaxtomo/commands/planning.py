@@ -61,6 +61,7 @@ def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
         members=max(solving.asked.turns, solving.asked.samples),
         streamed=len(facts["shape"]) == 3
         and preparing.refine_poses is None
+        and preparing.saturation is None
         and (not preparing.align or preparing.xf is not None),
     )
 

@@ -36,6 +36,12 @@ class Preparing:
     are held out are refined with the others."""
     background: Annotated[float | None, arg(metavar="LEVEL", help_behavior_hint="(default: the vacuum's)")] = None
     """The intensity where there is no specimen, to be subtracted; 0 subtracts nothing."""
+    saturation: Annotated[
+        float | Literal["auto"] | None, arg(metavar="auto|LEVEL", help_behavior_hint="(default: images are linear)")
+    ] = None
+    """Take out how an annular detector saturates with thickness, which makes supports look porous near heavy
+    particles. LEVEL is the intensity above background that no thickness exceeds; auto takes the one with which left-out
+    tilts are predicted best. All tilts must be on one scale of intensity."""
     channel: Annotated[int | None, arg(metavar="N", help_behavior_hint=NONE)] = None
     """Which of several spectral maps to reconstruct, numbered from 0; they are aligned by their sum."""
     slab: Annotated[str | None, arg(metavar="A:B", help_behavior_hint=NONE)] = None
@@ -230,6 +236,14 @@ def check(settings: Reconstruct) -> None:
         raise InputError(f"--members {members}: not on several hosts. Start it on one, or leave it out.")
     if slabs > 1 and hosts.several():
         raise InputError(f"--slabs {slabs}: several hosts hold a part of the volume each. Leave it out.")
+    if preparing.saturation is not None:
+        if preparing.saturation != "auto" and not (math.isfinite(preparing.saturation) and preparing.saturation > 0):
+            raise InputError(f"--saturation {preparing.saturation:g}: give an intensity above 0, or auto.")
+        if solving.fit_intensity or solving.likelihood == "poisson":
+            flag = "--fit-intensity" if solving.fit_intensity else "--likelihood poisson"
+            raise InputError(
+                f"{flag}: not with --saturation, after which images are no counts and have one scale. Leave one out."
+            )
     if running.memory is not None and not running.memory > 0:
         raise InputError(f"--memory {running.memory:g}: is no amount of memory. Give GB, or leave it out.")
     for name, value, least in (

@@ -38,6 +38,7 @@ from .options import TRANSIENT
 from .planning import Rivals
 from .posing import posed
 from .request import Reconstruct, by, lasting
+from .saturating import unsaturated
 from .sharing import refuse_mixed, share, solve_shared
 from .solving import Task, held_out_error, interruptible, judged, middle, refuse_diverged, solve_whole
 from .streaming import solve_in_slabs
@@ -105,14 +106,20 @@ def carry_out(
         finding = "aligning" if settings.preparing.align and not settings.preparing.xf else "taking as aligned"
         with stages("align", f"{finding} {count} images of {width} × {height} pixels"):
             series, pose, alignment = posed(series, settings, console)
-            if work is not None:
-                series = on_disk(series, work)
         solving = settings.solving
         held = spread(count, solving.hold_out) if solving.hold_out else np.zeros(0, int)
         weights = np.isin(np.arange(count), held, invert=True).astype(np.float32) if held.size else None
+        saturated: dict[str, Any] = {}
+        if settings.preparing.saturation is not None:
+            with stages("saturation", "taking out the saturation of the images"):
+                before_that = known.get("saturation")
+                series, saturated["saturation"] = unsaturated(series, pose, weights, settings, before_that, console)
+        if work is not None:
+            series = on_disk(series, work)
         likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)
         mesh = device.mesh(settings.running.devices)
-        task = Task(settings, plan, folder, console, series, pose, likelihood, weights, before is not None, mesh)
+        kappa = saturated["saturation"]["kappa"] if saturated else 0.0
+        task = Task(settings, plan, folder, console, series, pose, likelihood, weights, before is not None, mesh, kappa)
         if rivals is not None:
             with stages("choose", f"choosing among {', '.join(rivals.plans)} by left-out tilts"):
                 choice = choose_method(task, rivals)
@@ -145,6 +152,7 @@ def carry_out(
             "slabs": plan.slabs,
             "weight": solver.settings.get("weight"),
             "weight_chosen": trying,
+            **saturated,
             **({"chosen": known["chosen"]} if "chosen" in known else {}),
         }
         kept = config.dump(lasting(settings), leaving_out=TRANSIENT)
@@ -171,7 +179,7 @@ def carry_out(
             if held.size:
                 metrics |= held_out_error(task, result, held)
             more = {"seed": solving.seed} | ({} if alignment is None else {"alignment": alignment})
-            more |= {name: facts[name] for name in ("chosen",) if name in facts}
+            more |= {name: facts[name] for name in ("chosen", "saturation") if name in facts}
             result = result.replace(metrics=metrics, settings={**result.settings, **more})
             with stages("write", f"writing the volume and the report to {folder}"):
                 files = _write(task, result)

@@ -49,6 +49,7 @@ def share(task: Task, solver: Solver, steps: int, work: Path) -> None:
         "tilt_deg": task.series.tilt_deg,
         "pixel_nm": task.series.pixel_nm,
         "weights": task.weights,
+        "kappa": task.kappa,
         "weight": solver.settings.get("weight"),
     }
     volume = _volume(task, work)
@@ -91,6 +92,7 @@ def assist(settings: Reconstruct, plan: Plan, folder: Path, console: Console) ->
         weights=given.get("weights"),
         again=bool(given["again"]),
         mesh=device.mesh(None),
+        kappa=float(given["kappa"]),
     )
     with interruptible(console) as asked:
         solve_shared(task, solver, int(given["steps"]), asked)

@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..plan import Plan
 from ..prepare import rows_of
 from ..resolution import assessed
+from ..saturation import trusted
 from ..series import TiltSeries
 from ..solve import Solver, reconstruct
 from ..validate import cross_check, prediction_error
@@ -43,6 +44,7 @@ class Task:
         weights: `[tilt]`, 0 for tilts held out; None if none are.
         again: whether there is a run to go on with.
         mesh: the devices that share the work, if there are several.
+        kappa: of the saturation that was taken out of the images; see `jaxtomo.saturation`.
     """
 
     settings: Reconstruct
@@ -55,6 +57,7 @@ class Task:
     weights: np.ndarray | None
     again: bool
     mesh: Mesh | None = None
+    kappa: float = 0.0
 
     @property
     def key(self) -> jax.Array:
@@ -68,7 +71,8 @@ class Task:
 
     def problem(self, series: TiltSeries, pose: Pose, weights: np.ndarray | None, rows: slice | None = None) -> Problem:
         thickness = self.settings.solving.thickness or self.series.images.shape[-1]
-        return Problem(series, pose, self.likelihood, weights=weights, thickness=thickness, rows=rows)
+        problem = Problem(series, pose, self.likelihood, weights=weights, thickness=thickness, rows=rows)
+        return trusted(problem, self.kappa) if self.kappa else problem
 
     def split(self, problem: Problem, solver: Solver, height: int | None = None) -> tuple[Problem, Solver]:
         """Both on all the devices."""

@@ -68,6 +68,7 @@ def run_text(facts: dict[str, Any]) -> str:
     rows = [
         ("volume", f"{shape_text(facts['shape'])} voxels [z, y, x]" + _voxel(facts.get("voxel_nm"))),
         ("method", f"{facts['method']}, {facts['steps']} steps" + _weight(facts)),
+        ("saturation", _saturation(facts.get("saturation"))),
         ("chosen", facts.get("chosen", {}).get("because")),
         ("stopped", facts["message"]),
         ("misfit", _percent(metrics.get("misfit"), "of the measured signal")),
@@ -100,6 +101,14 @@ def _weight(facts: dict[str, Any]) -> str:
     if weight is None:
         return ""
     return f", weight {weight:g}" + (" (chosen by left-out tilts)" if facts.get("weight_chosen") else "")
+
+
+def _saturation(found: dict[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    if not found["level"]:
+        return "none found, images are linear"
+    return f"images level off at {found['level']:.4g}" + (", by left-out tilts" if found["chosen"] else ", as given")
 
 
 def _percent(value: float | None, of: str) -> str | None:
