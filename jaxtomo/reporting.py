@@ -428,7 +428,7 @@ def _elements(result: Reconstruction) -> Section:
         table += _figure(
             plot.lines([("detector sees", tilt[order], curves)], "tilt, °", width=plot.WIDE, height=1.6),
             "Detector shadowing of each tilt",
-            "Counts of each map over what its volume predicts, on average 1: less where the holder was in the way.",
+            "Counts of each map over what its volume predicts, on average 1: less where a holder is in the way.",
         )
     return "elements", "Elements", drawn + table
 
