@@ -6,7 +6,7 @@ NumPy-free and JAX-free, so that a plan costs nothing. `tests/test_plan.py` comp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,10 @@ NEEDS = {
     "adapt": Need(18, 10, 60, 4000, code=300_000_000, network=170),
     "gan": Need(43, 6, 28, 600, code=300_000_000, network=130, angles=128),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
+    "elements": Need(2, 12.5, 0, 0, code=80_000_000),
 }
+ELEMENT = Need(11.5, 9.5, 2, 60)  # of every element beside
+ATOMS = Need(14, 12, 0, 0, code=450_000_000)  # of finding atoms, beside the volume, and refining them against images
 TRIED_BY = {"dip-tv": "root-tv", "inr": "root-tv"}
 """Methods whose weight is tried by another one: by the voxels alone, whose penalty it is, in a tenth of the time."""
 TOGETHER = ("diffusion",)
@@ -104,6 +107,7 @@ class Plan:
         members: of an ensemble, or samples.
         streamed: whether slabs can be read without ever holding all images, which only a search for shifts needs.
         devices, hosts: that share the rows of every slab.
+        elements: whose maps are reconstructed together with a HAADF series.
     """
 
     method: str
@@ -122,6 +126,18 @@ class Plan:
     streamed: bool = False
     devices: int = 1
     hosts: int = 1
+    elements: int = 0
+
+    @property
+    def need(self) -> Need:
+        """Of the method, with all elements."""
+        need, each = NEEDS[self.method], self.elements
+        return need._replace(
+            volumes=need.volumes + each * ELEMENT.volumes,
+            stacks=need.stacks + each * ELEMENT.stacks,
+            projections=need.projections + each * ELEMENT.projections,
+            passes=need.passes + each * ELEMENT.passes,
+        )
 
     @property
     def margin(self) -> int:
@@ -166,13 +182,14 @@ class Plan:
 
     @property
     def stack_bytes(self) -> int:
-        return 4 * self.tilts * self.rows * self.width
+        """Of all channels."""
+        return 4 * (1 + self.elements) * self.tilts * self.rows * self.width
 
     @property
     def solver_bytes(self) -> int:
         """Peak of the solver, on each device that computes; devices of a CPU share one memory."""
         rows = -(-self.slab_rows // (self.hosts if self.device == "cpu" else self.devices))
-        need = NEEDS[self.method]
+        need = self.need
         further = (self.members - 1) * self._needed(MEMBER._replace(angles=need.angles), rows)
         members, depth = self.members if self.method in TOGETHER else 1, max(self.thickness, need.angles)
         seen = members * rows_at_once(depth, self.width, rows, members)
@@ -212,7 +229,7 @@ class Plan:
     @property
     def _reporting_bytes(self) -> int:
         shown = self if not self.in_files else self._binned_to(self.reported)
-        return shown._needed(REPORT, shown.rows) + self._sampled_bytes
+        return (1 + self.elements) * shown._needed(REPORT, shown.rows) + self._sampled_bytes
 
     @property
     def _sampled_bytes(self) -> int:
@@ -224,7 +241,7 @@ class Plan:
 
     def _step(self, method: str | None = None) -> float:
         """Seconds of one step on one core, or on one device."""
-        need, voxels = NEEDS[method or self.method], self.volume_bytes / 4
+        need, voxels = self.need if method is None else NEEDS[method], self.volume_bytes / 4
         projected = need.projections * voxels * self.tilts / PROJECTED[self.device]
         each = projected + need.passes * voxels / MOVED[self.device]
         return each * (self.members if self.method in TOGETHER else 1)
@@ -294,6 +311,21 @@ def require(plan: Plan, memory: Memory, source: str) -> None:
     )
 
 
+def require_for_atoms(shape: Sequence[int], tilts: int, free: int | None, source: str) -> None:
+    """Raises DoesNotFitError if finding atoms in a volume `[z, y, x]` that is in memory, and refining them against so
+    many images, 0 if there are none, needs more than the `free` bytes."""
+    depth, rows, width = shape
+    need = 4 * rows * width * (ATOMS.volumes * depth + ATOMS.stacks * tilts) + ATOMS.code
+    if free is None or need <= free:
+        return
+    alone = 4 * rows * width * ATOMS.volumes * depth + ATOMS.code
+    cure = "Give --from-volume" if tilts and alone <= free else "Crop the volume to the particle"
+    raise DoesNotFitError(
+        f"{source}: atoms in {depth} × {rows} × {width} voxels{f' and {tilts} tilts' if tilts else ''} need about "
+        f"{size(int(need))}, and {size(free)} of memory are free. {cure}, or use a computer with more memory."
+    )
+
+
 def _cures(plan: Plan, memory: Memory) -> Iterator[str]:
     for factor in BINNINGS:
         binned = plan.binned(factor)
@@ -302,6 +334,8 @@ def _cures(plan: Plan, memory: Memory) -> Iterator[str]:
             break
     if plan.hosts > 1:
         yield "more hosts"
+        return
+    if plan.elements:
         return
     for method in (plan.method,) if plan.method in SLICED else ("tv", "sirt"):
         sliced = fewest_slabs(replace(plan, method=method), memory)

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import findings, plot, viewer
 from .data import Reconstruction
+from .elemental import composition
 from .findings import Fit, Number
 from .io.atomic import replacing
 from .metrics import resolution
@@ -42,6 +43,7 @@ def report(path, result: Reconstruction, measured: Measured | None = None) -> Pa
         *([_resolution(result)] if RESOLVED & set(result.metrics) else []),
         _quality(result),
         *([_bodies(measured)] if measured is not None else []),
+        *([_elements(result)] if "composition" in result.settings else []),
         _provenance(result),
         _settings(result),
     ]
@@ -384,6 +386,53 @@ def _bodies(measured: Measured) -> Section:
     return kind, kind.capitalize(), f"{drawn}{left}{as_table(lines, ('largest', *names))}"
 
 
+def _elements(result: Reconstruction) -> Section:
+    """Of a result of `jaxtomo elements`, whose settings say in `composition` what was found."""
+    found = result.settings["composition"]
+    numbers, counts, shadows = found["elements"], found["counts_per_pixel"], found.get("shadows", {})
+    shares = composition(result.volume, result.settings["solver"]["sensitivity"])
+    matter = shares.sum(0)
+    at = _look_at(result.volume[0])
+    factor = -(-max(matter.shape) // PICTURE)
+    drawn = _figure(
+        plot.pictures(
+            {
+                name: [viewer.shrink(v, factor).take(at[axis] // factor, axis) for v in (*result.volume, *shares)]
+                for name, axis in (("xy", 0), ("xz", 1))
+            }
+        ),
+        "HAADF, elements and their shares",
+        f"Slices through z {at[0]} and y {at[1]}. From the left: what the HAADF shows; {', '.join(numbers)}, in counts "
+        f"a voxel length; the share of {', '.join(numbers)} among all atoms, where there is matter.",
+    )
+    rows = [
+        (
+            f"{symbol} (Z {number})",
+            f"{counts[symbol]:.3g}",
+            f"{share.sum(dtype=float) / max(matter.sum(dtype=float), 1e-30):.1%}",
+            f"{min(shadows[symbol]):.2f} to {max(shadows[symbol]):.2f}" if symbol in shadows else "not fitted",
+        )
+        for (symbol, number), share in zip(numbers.items(), shares, strict=True)
+    ]
+    table = as_table(rows, ("", "counts a pixel", "share", "detector sees, of its average"))
+    if "gamma" in found:
+        error = f" ± {found['gamma_error']:.2g}" if found["gamma_error"] else ", as given"
+        table += (
+            f"<p>HAADF intensity grows with Z to the power of {found['gamma']:.3g}{error}. An error near 0.1 is "
+            "what is expected of any microscope: then the images themselves say nothing of it.</p>"
+        )
+    if shadows:
+        tilt = np.rad2deg(np.asarray(result.pose.tilt, np.float64))
+        order = np.argsort(tilt, kind="stable")
+        curves = {symbol: np.asarray(seen)[order] for symbol, seen in shadows.items()}
+        table += _figure(
+            plot.lines([("detector sees", tilt[order], curves)], "tilt, °", width=plot.WIDE, height=1.6),
+            "Detector shadowing of each tilt",
+            "Counts of each map over what its volume predicts, on average 1: less where the holder was in the way.",
+        )
+    return "elements", "Elements", drawn + table
+
+
 def _provenance(result: Reconstruction) -> Section:
     series = result.series
     if series is None:
@@ -414,7 +463,7 @@ def _provenance(result: Reconstruction) -> Section:
 
 
 def _settings(result: Reconstruction) -> Section:
-    shown = {k: v for k, v in result.settings.items() if k != "alignment"}  # has its own section
+    shown = {k: v for k, v in result.settings.items() if k not in ("alignment", "composition")}  # have sections
     rows = [(name, _short(value)) for name, value in _flat(shown)]
     if not rows:
         return "settings", "Settings and versions", "<p>No settings were recorded.</p>"

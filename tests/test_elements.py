@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxtomo as jt
-from jaxtomo import cli, elemental, solvers
+from jaxtomo import cli, elemental, plan, solvers
+from jaxtomo.commands import device
 from jaxtomo.elemental import atomic_number, composition, contrast, exponent, moments, shadowing, stacked
 from jaxtomo.solvers.elements import poisson_dual
 
@@ -213,6 +214,9 @@ def test_the_command(files, capsys):
     assert json.loads(Path("run/run.json").read_text())["status"] == "done"
     nickel, _ = jt.read_volume("run/Ni.mrc")
     assert nickel.shape == (16, 10, 16) and nickel.max() > 0
+    page = Path("run/report.html").read_text()
+    for said in ('id="elements"', "Ni (Z 28)", "Pt (Z 78)", "to the power of", "Detector shadowing of each tilt"):
+        assert said in page, said
     shadows = np.loadtxt("run/shadows.csv", delimiter=",", skiprows=1)
     np.testing.assert_allclose(shadows[:, 0], TILTS, atol=1e-3)
     np.testing.assert_allclose(shadows[:, 1:].mean(0), 1, atol=1e-3)
@@ -232,6 +236,13 @@ def test_the_command_names_what_is_wrong(files, capsys):
     ):
         assert cli.main(["elements", *argv]) == code, argv
         assert hint in capsys.readouterr().err, argv
+
+
+def test_the_command_says_that_it_does_not_fit(files, capsys, monkeypatch):
+    monkeypatch.setattr(device, "memory", lambda most=None: plan.Memory(plan.PROGRAM + 10**6))
+    assert cli.main(["elements", "haadf.mrc", "--maps", "Ni=ni.mrc", "Pt=pt.mrc", "--tilt-axis", "y"]) == 4
+    said = capsys.readouterr().err
+    assert "haadf.mrc: elements" in said and "--method" not in said
 
 
 def test_a_turned_axis_goes_into_the_pose():

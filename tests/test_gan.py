@@ -319,6 +319,14 @@ def test_slabs_are_simulated_once(volumes, tmp_path):
     assert near < np.abs(one.sinogram).mean()
 
 
+def test_a_slab_like_another_compiles_nothing(volumes, tmp_path, caplog):
+    slabs = sinograms.Slabs(exposures.Library.of(volumes, 16, 4), tmp_path)
+    slabs.simulated(np.random.default_rng(0), False)
+    with jax.log_compiles():
+        slabs.simulated(np.random.default_rng(0), False)
+    assert not [record for record in caplog.messages if "Finished XLA compilation" in record]
+
+
 def test_a_training_that_goes_on_gives_the_same_weights(volumes, tmp_path, monkeypatch):
     monkeypatch.setattr(exposures, "POOL", 2)
     monkeypatch.setattr(adversaries, "POOL", 2)

@@ -68,6 +68,16 @@ def test_the_table_agrees_with_the_compiler(method, shape):
     assert 0.9 * measured <= predicted <= 1.35 * measured, (predicted / 1e6, measured / 1e6)
 
 
+def test_elements_plan_for_each():
+    """As above, of two elements and a HAADF series."""
+    problem, solver = abstract(61, 128, 256, 256), solvers.elements((28, 78))
+    problem = problem.replace(images=jax.ShapeDtypeStruct((3, *problem.images.shape), jnp.float32))
+    state = jax.eval_shape(solver.init, problem, jax.random.key(0))
+    measured = peak(scanned.lower(problem, state, jax.random.key(0), 0, 1, step=solver.step))
+    predicted = Plan("elements", 61, 128, 256, 256, steps=1, elements=2).solver_bytes
+    assert 0.9 * measured <= predicted <= 1.35 * measured, (predicted / 1e6, measured / 1e6)
+
+
 @pytest.mark.parametrize("method", methods.NAMES)
 @pytest.mark.parametrize("free", [3e6, 2e7, 2e8])
 def test_the_advice_fits(method, free):
@@ -86,6 +96,14 @@ def test_the_advice_fits(method, free):
         slabs = int(words[words.index("--slabs") + 1])
         assert plan.fits(Plan(sliced, 61, 200, 200, 200, steps=100, slabs=slabs), memory)
     assert "--bin" in words or "--slabs" in words or free == 3e6
+
+
+def test_atoms_need_room():
+    plan.require_for_atoms((64, 64, 64), 41, None, "run")
+    plan.require_for_atoms((64, 64, 64), 41, 10**9, "run")
+    for free, cure in ((10**9, "Crop"), (1.2 * 10**10, "--from-volume")):
+        with pytest.raises(jt.DoesNotFitError, match=cure):
+            plan.require_for_atoms((512, 512, 512), 401, int(free), "run")
 
 
 def test_gan_plans_for_the_angles_it_makes():

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from .. import plan
 from ..console import Console, as_json, table
 from ..errors import InputError
+from . import device
 from .measuring import Measuring, find
 from .options import NONE, Outcome, Showing, UsageError, required
 
@@ -62,6 +64,8 @@ def run(settings: FindAtoms, console: Console) -> Outcome:
         names = sorted(words, key=atoms.atomic_number)
         numbers = [atoms.atomic_number(name) for name in names]
     source, volume, voxel_nm, problem = _read(place, settings)
+    tilts = 0 if problem is None else problem.images.shape[0]
+    plan.require_for_atoms(volume.shape, tilts, device.memory().host, str(source))
     console.say(f"{source}: looking for atoms in {' × '.join(map(str, volume.shape))} voxels")
     try:
         found = atoms.find(volume, voxel_nm, threshold=settings.threshold, apart=settings.apart)

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from .. import run_folder
+from .. import plan, run_folder
 from .. import settings as config
 from ..console import Console, plain, table
 from ..errors import InputError
-from .options import NONE, TRANSIENT, Gates, Outcome, Reading, Showing, UsageError, required
+from . import device
+from .options import NONE, TRANSIENT, Gates, Outcome, Reading, Showing, UsageError, images_after, required
 
 
 def _files(words: list[str]) -> dict[str, str]:
@@ -85,9 +86,8 @@ def run(settings: Elements, console: Console) -> Outcome:
     if run_folder.is_run(folder) and not settings.overwrite:
         raise InputError(f"{folder}: holds a run already. Replace it with --overwrite, or give another --out.")
     run_folder.check_place(folder, False, settings.overwrite)
-    from . import device
-
     device.start()
+    plan.require(_planned(settings), device.memory(), str(source))
     from ..callbacks import progress, stop_when_converged
     from ..data import Problem
     from ..solve import reconstruct
@@ -108,7 +108,9 @@ def run(settings: Elements, console: Console) -> Outcome:
     refuse_diverged(result)
     seen = _shadows(problem, result) if settings.shadows else None
     facts = _facts(settings, folder, numbers, series, result, seen)
-    extra = {"elements": [*numbers]} | ({} if alignment is None else {"alignment": alignment})
+    told = ("elements", "counts_per_pixel", "gamma", "gamma_error", "shadows")
+    extra: dict[str, Any] = {"composition": {name: facts[name] for name in told if name in facts}}
+    extra |= {} if alignment is None else {"alignment": alignment}
     result = result.replace(
         settings={**result.settings, **extra}, metrics={"misfit": float(result.history["misfit"][-1])}
     )
@@ -126,6 +128,27 @@ def run(settings: Elements, console: Console) -> Outcome:
         rows.append(("Z to the power of", f"{facts['gamma']:.3g}" + (f" ± {error:.2g}" if error else ", as given")))
     rows += [("stopped", result.message), ("folder", folder)]
     return Outcome(f"{source}\n{table(rows)}", plain(facts))
+
+
+def _planned(settings: Elements) -> plan.Plan:
+    from ..io import inspect
+
+    tilts, rows, width = images_after(
+        inspect(settings.file, **settings.reading.arguments()), settings.reading, settings.bin
+    )
+    return plan.Plan(
+        method="elements",
+        tilts=tilts,
+        rows=rows,
+        width=width,
+        thickness=settings.thickness or width,
+        steps=settings.steps,
+        device=device.backend(),
+        cores=device.cores(),
+        judged=False,
+        binning=settings.bin,
+        elements=len(settings.maps),
+    )
 
 
 def _numbers(settings: Elements) -> dict[str, int]:

@@ -165,3 +165,11 @@ def rows_asked(text: str | None) -> slice | None:
     if not colon or not start.strip().isdigit() or not stop.strip().isdigit() or int(start) >= int(stop):
         raise UsageError(f"--slab {text}: write two row numbers, the first smaller, as in 100:164.")
     return slice(int(start), int(stop))
+
+
+def images_after(facts: Mapping[str, Any], reading: Reading, binning: int) -> tuple[int, int, int]:
+    """(tilts, rows, width) of a series with these headers as it will be read and binned."""
+    *_, count, ny, nx = facts["shape"]
+    turns = 0 if facts["tilt_axis"] is None else facts["tilt_axis"]["quarter_turns"]
+    rows, width = (n // binning for n in ((ny, nx) if turns % 2 == 0 else (nx, ny)))
+    return count - len(reading.skip), rows, width

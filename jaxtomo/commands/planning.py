@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from .. import hosts, methods, plan
 from ..errors import InputError
 from . import device
-from .options import rows_asked
+from .options import images_after, rows_asked
 from .request import Reconstruct, by, mixing
 
 
@@ -34,13 +34,10 @@ def planned(settings: Reconstruct, facts: dict, before: dict[str, Any] | None, f
 
 def _in_one(settings: Reconstruct, facts: dict) -> plan.Plan:
     solving, preparing = settings.solving, settings.preparing
-    *_, count, ny, nx = facts["shape"]
-    turns = 0 if facts["tilt_axis"] is None else facts["tilt_axis"]["quarter_turns"]
-    rows, width = (n // preparing.bin for n in ((ny, nx) if turns % 2 == 0 else (nx, ny)))
+    tilts, rows, width = images_after(facts, settings.reading, preparing.bin)
     asked = rows_asked(preparing.slab)
     if asked is not None:
         rows = max(1, min(rows, asked.stop) - asked.start)
-    tilts = count - len(settings.reading.skip)
     steps = solving.asked.turns * (solving.steps or methods.maker(solving.asked)(None).steps)
     trying = methods.tries_weights(solving.method, solving.weight, tilts)
     trial = methods.trial_steps(solving.asked)

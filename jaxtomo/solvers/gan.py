@@ -86,6 +86,7 @@ def projected(problem, volume):
     return problem.replace(images=images, pose=Pose(grid())).project(volume)
 
 
+@jax.jit
 def projections(problem, guide):
     """(seen `[guide, angle, x, y]`, scale, far `[angle]`): the projections of the guides, over their scale, and how far
     every angle is from a measured one, see `unmeasured`."""
