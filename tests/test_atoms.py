@@ -91,12 +91,13 @@ def test_noise_is_no_volume_of_atoms(tmp_path, capsys, monkeypatch):
     """Its maxima pass for atoms, which explain little of it; those of atoms explain nearly all, in noise too."""
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0).normal(size=(24, 24, 24)).astype(np.float32)
-    assert atoms.explained(noise, VOXEL / 10, atoms.find(noise, VOXEL / 10)) < 0.4
+    jt.write("noise.mrc", noise, voxel_nm=VOXEL / 10)
+    assert cli.main(["atoms", "noise.mrc", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["explained"] < 0.4 and "can look so" in said.err
     volume = in_volume(PLACES, BRIGHT, (40, 38, 41), along=1.3)
     volume += 0.05 * volume.max() * np.random.default_rng(0).normal(size=volume.shape).astype(np.float32)
     assert atoms.explained(volume, VOXEL / 10, atoms.find(volume, VOXEL / 10, threshold=0.3)) > 0.8
-    jt.write("noise.mrc", noise, voxel_nm=VOXEL / 10)
-    assert cli.main(["atoms", "noise.mrc"]) == 0 and "can look so" in capsys.readouterr().err
 
 
 def test_faint_and_near_ones_are_left_out_where_asked():
