@@ -47,7 +47,7 @@ SLICES = {"fibsem": None, "nano": None}  # the folders of slice-wise networks, f
 SCANS: dict[str, tuple[Callable, tuple[float, ...]]] = {
     "cs-tv": (jt.tv, (0.01, 0.03, 0.1, 0.3)),
     "tvq": (jt.tvq, (0.03, 0.1, 0.3, 0.7)),
-    "root-tv": (jt.root_tv, (0.05, 0.2, 0.5)),
+    "root-tv": (jt.root_tv, (0.05, 0.2, 0.5, 1.0)),
 }
 OPPONENTS = ("wbp", "sart", "sirt", "cs-tv", "tvq", "root-tv", "dip-tv", "gaussian")
 OURS = ("mean of samples", "point estimate", "weighed")
