@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import lax
 
+from .errors import InputError
+
 Likelihood = Callable[..., jnp.ndarray]
 
 
@@ -74,6 +76,9 @@ def fitted_intensity(likelihood: Likelihood, offset: bool = True) -> Likelihood:
     to 1, since a common one belongs to the volume. The function's attribute `explained` gives a_i p + b_i.
     """
 
+    if hasattr(likelihood, "explained"):
+        raise InputError("a gain is fitted to images that are linear: not over saturated(...), nor twice.")
+
     def explained(predicted, measured, weights):
         gain, base = intensity(predicted, measured, weights, offset)
         return gain * predicted + base
@@ -100,11 +105,17 @@ def response(thickness, kappa):
 def saturated(likelihood: Likelihood, kappa: float) -> Likelihood:
     """`likelihood` of images that saturate: p becomes its `response`. `saturation.find` tells `kappa`.
 
-    The function's attribute `explained` gives the response.
+    The function's attribute `explained` gives the response, with the gains of a `fitted_intensity`.
+
+    Raises InputError for a negative or infinite `kappa`.
     """
+    if not 0 <= kappa < float("inf"):
+        raise InputError(f"kappa is {kappa}. Give one over the brightest that an image can be, or 0.")
+    inner = getattr(likelihood, "explained", None)
 
     def explained(predicted, measured, weights):
-        return response(predicted, kappa)
+        straight = response(predicted, kappa)
+        return straight if inner is None else inner(straight, measured, weights)
 
     def misfit(predicted, measured, weights):
         return likelihood(response(predicted, kappa), measured, weights)

@@ -390,8 +390,11 @@ def _elements(result: Reconstruction) -> Section:
     """Of a result of `jaxtomo elements`, whose settings say in `composition` what was found."""
     found = result.settings["composition"]
     numbers, counts, shadows = found["elements"], found["counts_per_pixel"], found.get("shadows", {})
-    shares = composition(result.volume, result.settings["solver"]["sensitivity"])
+    sensitivity = np.asarray(result.settings["solver"]["sensitivity"], np.float32)
+    counted = "of counts" if (sensitivity == 1).all() else "of counts times sensitivity"
+    shares = composition(result.volume, sensitivity)
     matter = shares.sum(0)
+    whole = [float(k * v.sum(dtype=float)) for k, v in zip(sensitivity, result.volume[1:], strict=True)]
     at = _look_at(result.volume[0])
     factor = -(-max(matter.shape) // PICTURE)
     drawn = _figure(
@@ -403,18 +406,18 @@ def _elements(result: Reconstruction) -> Section:
         ),
         "HAADF, elements and their shares",
         f"Slices through z {at[0]} and y {at[1]}. From the left: what the HAADF shows; {', '.join(numbers)}, in counts "
-        f"a voxel length; the share of {', '.join(numbers)} among all atoms, where there is matter.",
+        f"a voxel length; the share of {', '.join(numbers)}, {counted}, where there is matter.",
     )
     rows = [
         (
             f"{symbol} (Z {number})",
             f"{counts[symbol]:.3g}",
-            f"{share.sum(dtype=float) / max(matter.sum(dtype=float), 1e-30):.1%}",
+            f"{amount / max(sum(whole), 1e-30):.1%}",
             f"{min(shadows[symbol]):.2f} to {max(shadows[symbol]):.2f}" if symbol in shadows else "not fitted",
         )
-        for (symbol, number), share in zip(numbers.items(), shares, strict=True)
+        for (symbol, number), amount in zip(numbers.items(), whole, strict=True)
     ]
-    table = as_table(rows, ("", "counts a pixel", "share", "detector sees, of its average"))
+    table = as_table(rows, ("", "counts a pixel", f"share {counted}", "detector sees, of its average"))
     if "gamma" in found:
         error = f" ± {found['gamma_error']:.2g}" if found["gamma_error"] else ", as given"
         table += (

@@ -29,8 +29,8 @@ class Microscope:
     The *mean* below is the mean ray sum over all pixels of all images of the perfect series.
 
     Attributes:
-        dose: mean number of electrons counted per pixel and image: a ray sum p is counted as a Poisson number of mean
-            dose * p / mean. `inf` counts without noise.
+        dose: mean number of electrons counted per pixel and image, by a linear detector: a ray sum p is counted as a
+            Poisson number of mean dose * p / mean. `inf` counts without noise.
         readout: standard deviation of the Gaussian noise added to every pixel, as a fraction of the mean.
         tilt_jitter_deg: standard deviation of the true tilts about the nominal ones.
         shift_jitter_px: standard deviation of the shift along u and along v each, in pixels of the recorded images.

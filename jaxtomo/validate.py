@@ -65,10 +65,11 @@ def hold_out(problem: Problem, tilts) -> tuple[Problem, Problem]:
 
 
 def spread(tilts: int, count: int) -> np.ndarray:
-    """`count` indices spread evenly over `tilts`, the two ends, which nothing else can predict, spared."""
-    if not 1 <= count <= tilts - 2:
-        raise InputError(f"{count} of {tilts} tilts to hold out. Hold out 1 to {tilts - 2}.")
-    return np.unique(np.round((np.arange(count) + 0.5) * tilts / count - 0.5).astype(int).clip(1, tilts - 2))
+    """`count` indices spread evenly over `tilts`, at most half of them; the two ends, which nothing else can predict,
+    are spared."""
+    if tilts < 3 or not 1 <= count <= tilts // 2:
+        raise InputError(f"{count} of {tilts} tilts to hold out. Hold out 1 to {tilts // 2}, of three tilts or more.")
+    return np.round((np.arange(count) + 0.5) * tilts / count - 0.5).astype(int).clip(1, tilts - 2)
 
 
 def solve(problem: Problem, solver: Solver, steps: int, key=None):

@@ -774,17 +774,29 @@ def test_what_cannot_be_compared_is_said(document, simulated, wrong):
 def test_saturation_is_taken_out_and_recorded(command, document, simulated, monkeypatch):
     run = ("reconstruct", simulated, "--method", "sirt", "--steps", "3", "--no-assess", "--no-align")
     code, facts = document(*run, "--out", "as_it_is")
+    code, said = document(*run, "--out", "absurd", "--saturation", "1e-6")
+    assert code == 3 and "higher level" in said["error"]
     code, bent = document(*run, "--out", "bent", "--saturation", "40")
-    assert code == 0 and bent["saturation"] == {"kappa": 1 / 40, "level": 40.0, "chosen": False}
+    assert code == 0 and bent["saturation"] == {"kappa": 1 / 40, "level": 40.0, "chosen": False, "above": 0}
     raw, straight = (read_reconstruction(Path(name) / "reconstruction.h5").series for name in ("as_it_is", "bent"))
     np.testing.assert_allclose(straight.images, -40 * np.log1p(-raw.images / 40), rtol=1e-4, atol=1e-4)
     assert "saturation" in straight.provenance and "saturation" not in facts
 
     found = jt.saturation.Saturation(0.02, 0.5, 0.1, 0.2)
+    trusted, true_trust = [], jt.saturation.trusted
     monkeypatch.setattr(jt.saturation, "find", lambda problem, key: found)
+    monkeypatch.setattr(
+        "jaxtomo.commands.solving.trusted", lambda problem, kappa: trusted.append(kappa) or true_trust(problem, kappa)
+    )
     code, bent = document(*run, "--out", "found", "--saturation", "auto")
     assert code == 0 and bent["saturation"]["chosen"] and bent["saturation"]["level"] == pytest.approx(50)
-    monkeypatch.setattr(jt.saturation, "find", lambda problem, key: found._replace(kappa=0.0))
+    assert trusted and set(trusted) == {0.02}
+
+    monkeypatch.delattr(jt.saturation, "find")  # a run that goes on has found it
+    more = [*run[:5], "5", *run[6:], "--out", "found", "--saturation", "auto", "--resume"]
+    code, again = document(*more)
+    assert code == 0 and again["saturation"] == bent["saturation"] and set(trusted) == {0.02}
+    monkeypatch.setattr(jt.saturation, "find", lambda problem, key: found._replace(kappa=0.0), raising=False)
     code, bent = document(*run, "--out", "none", "--saturation", "auto")
     assert code == 0 and bent["saturation"]["level"] is None
 
@@ -795,3 +807,20 @@ def test_saturation_is_taken_out_and_recorded(command, document, simulated, monk
     ):
         code, _, err = command(*run, *wrong, "--out", "wrong")
         assert code == 3 and hint in err
+
+
+def test_the_volume_of_a_run_is_no_tilt_series(document, simulated):
+    run = (
+        "reconstruct",
+        simulated,
+        "--method",
+        "wbp",
+        "--no-assess",
+        "--no-align",
+        "--thickness",
+        "17",
+        "--out",
+        "thin",
+    )
+    assert document(*run)[0] == 0  # as many slices as tilts, whose angles lie beside
+    assert document("quantify", "thin/volume.mrc")[0] == 0

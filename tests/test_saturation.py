@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxtomo as jt
-from jaxtomo import saturation
+from jaxtomo import phantoms, saturation
 from jaxtomo.likelihood import response
 from jaxtomo.shapes import Body, ball, render
 from jaxtomo.simulate import Microscope, expose
@@ -82,8 +82,25 @@ def test_saturation_is_found_and_none_where_there_is_none(exposed):
         assert found.error <= found.error_without
 
 
+def test_texture_that_total_variation_suits_badly_is_not_taken_for_saturation():
+    linear = expose(phantoms.tissue((96, 48, 96), 0), np.arange(-60, 61, 6.0), Microscope(100.0))
+    assert saturation.find(jt.Problem(linear.series)).kappa == 0
+
+
+def test_what_is_explained_has_the_gains_of_what_it_is_made_of():
+    predicted = jnp.asarray(np.random.default_rng(0).uniform(1, 5, (3, 4, 5)), jnp.float32)
+    gains = jnp.asarray([0.8, 1.0, 1.2])[:, None, None]
+    measured = gains * response(predicted, 0.1) + 0.3
+    both = jt.saturated(jt.fitted_intensity(jt.gaussian()), 0.1)
+    np.testing.assert_allclose(both.explained(predicted, measured, jnp.ones(())), measured, rtol=1e-4)
+    with pytest.raises(jt.InputError, match="linear"):
+        jt.fitted_intensity(jt.saturated(jt.gaussian(), 0.1))
+
+
 @pytest.mark.parametrize("kappa", [-1.0, math.inf])
 def test_a_bad_kappa_is_named(kappa):
+    with pytest.raises(jt.InputError, match="kappa is"):
+        jt.saturated(jt.gaussian(), kappa)
     with pytest.raises(jt.InputError, match="kappa is"):
         saturation.linearised(jt.TiltSeries(np.ones((2, 8, 8), np.float32), np.arange(2.0)), kappa)
 

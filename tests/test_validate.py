@@ -31,8 +31,12 @@ def test_held_out_tilts_are_not_seen_and_are_predicted(simulated):
 def test_held_out_tilts_are_spread_and_spare_the_ends():
     assert validate.spread(13, 3).tolist() == [2, 6, 10]
     assert len(validate.spread(77, 15)) == 15
-    with pytest.raises(jt.InputError, match="Hold out 1 to 11"):
-        validate.spread(13, 12)
+    with pytest.raises(jt.InputError, match="Hold out 1 to 6"):
+        validate.spread(13, 7)
+    for tilts in range(3, 70):
+        for count in range(1, tilts // 2 + 1):
+            held = validate.spread(tilts, count)
+            assert len(set(held.tolist())) == count and held.min() >= 1 and held.max() <= tilts - 2
 
 
 def test_cross_check_tells_good_from_bad(simulated):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 from tyro.conf import arg
 
+from .. import run_folder
 from ..errors import InputError
 from .options import NONE, UsageError, refuse_taken
 
@@ -56,8 +57,8 @@ def find(place: Path, voxel_nm: float | None) -> Found:
 
     if not place.is_dir():
         volume, stated = read_volume(place)
-        angles = inspect(place)["angles"]
-        if angles is not None:
+        # The angles that a run writes beside its volume are not the volume's.
+        if not run_folder.is_run(place.parent) and inspect(place)["angles"] is not None:
             raise InputError(
                 f"{place}: is a tilt series, of {len(volume)} images with an angle each, not a volume. Reconstruct it "
                 "first with jaxtomo reconstruct, and give the folder of that run."

@@ -111,9 +111,9 @@ def carry_out(
         weights = np.isin(np.arange(count), held, invert=True).astype(np.float32) if held.size else None
         saturated: dict[str, Any] = {}
         if settings.preparing.saturation is not None:
-            with stages("saturation", "taking out the saturation of the images"):
-                before_that = known.get("saturation")
-                series, saturated["saturation"] = unsaturated(series, pose, weights, settings, before_that, console)
+            with stages("saturation", "finding how far images saturate"):
+                earlier = known.get("saturation")
+                series, saturated["saturation"] = unsaturated(series, pose, weights, settings, earlier, console)
         if work is not None:
             series = on_disk(series, work)
         likelihood = methods.noise_model(solving.likelihood, solving.fit_intensity)

@@ -11,8 +11,11 @@ import numpy as np
 from .. import saturation
 from ..console import Console
 from ..data import Pose, Problem
+from ..errors import InputError
 from ..series import TiltSeries
 from .request import Reconstruct
+
+ABOVE = 0.02  # of the pixels may be brighter than the level, by their noise
 
 
 def unsaturated(
@@ -24,8 +27,10 @@ def unsaturated(
     console: Console,
 ) -> tuple[TiltSeries, dict[str, Any]]:
     """The series without its saturation, and what `run.json` says of it: `kappa`, the `level` that no intensity
-    exceeds (None if there is none) and, where it was found, left-out tilts with and without. `known` is what an earlier
-    run of the same said."""
+    exceeds (None if there is none), where it was found, left-out tilts with and without, and where it was given, the
+    share of pixels above. `known` is what an earlier run of the same said.
+
+    Raises InputError for a level that many pixels are above."""
     asked = settings.preparing.saturation
     facts: dict[str, Any]
     if known is not None:
@@ -37,13 +42,14 @@ def unsaturated(
     else:
         assert isinstance(asked, float)
         facts = {"kappa": 1 / asked, "level": asked, "chosen": False}
-        if (over := float((series.images > asked).mean())) > 0.01:
-            console.warn(
-                f"{100 * over:.2g} % of the pixels are above {asked:g}, which no thickness should reach. Give a higher "
-                "--saturation, or auto."
+        facts["above"] = float((series.images > asked).mean())
+        if facts["above"] > ABOVE:
+            raise InputError(
+                f"--saturation {asked:g}: {100 * facts['above']:.2g} % of the pixels are above it, which no thickness "
+                "reaches. Give a higher level, or auto."
             )
     if not facts["kappa"]:
-        console.say("no saturation is found: a linear model predicts left-out tilts as well")
+        console.say("no saturation that these images can show: a linear model predicts left-out tilts nearly as well")
         return series, facts
     if facts["chosen"]:
         console.say(

@@ -73,7 +73,7 @@ def run(settings: Simulate, console: Console) -> Outcome:
     write(truth_out, truth, voxel_nm=settings.pixel_nm)
     write(out, series)
     rows = [
-        ("images", f"{tilt_deg.size} of {settings.size} × {settings.size} pixels, {_dose(settings.microscope.dose)}"),
+        ("images", f"{tilt_deg.size} of {settings.size} × {settings.size} pixels, {_dose(settings.microscope)}"),
         ("tilts", f"{tilt_deg.min():.4g}° to {tilt_deg.max():.4g}°"),
         ("series", out),
         ("truth", truth_out),
@@ -102,5 +102,7 @@ def _angles(text: str):
     return from_file(Path(text))
 
 
-def _dose(dose: float) -> str:
-    return "no noise of counting" if dose == float("inf") else f"{dose:g} counts a pixel on average"
+def _dose(microscope: Microscope) -> str:
+    if microscope.dose == float("inf"):
+        return "no noise of counting"
+    return f"{microscope.dose:g} counts a pixel on average" + (" if it were linear" if microscope.saturation else "")
