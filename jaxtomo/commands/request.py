@@ -41,7 +41,7 @@ class Preparing:
     ] = None
     """Take out how an annular detector saturates with thickness, which makes supports look porous near heavy
     particles. LEVEL is the intensity above background that no thickness exceeds; auto takes the one with which left-out
-    tilts are predicted much better, found in some minutes from bodies of even density that lie within the field. All
+    tilts are predicted much better, in a minute or so, for bodies of even density that lie within the field. All
     tilts must be on one scale of intensity. Alignments and poses are found from the images as recorded."""
     channel: Annotated[int | None, arg(metavar="N", help_behavior_hint=NONE)] = None
     """Which of several spectral maps to reconstruct, numbered from 0; they are aligned by their sum."""
