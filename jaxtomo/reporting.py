@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 
 from . import findings, plot, viewer
+from .answers import bodies, elements
 from .data import Reconstruction
-from .elemental import composition
 from .findings import Fit, Number
 from .io.atomic import replacing
+from .markup import PICTURE, Section, as_list, as_table, figure, look_at
 from .metrics import resolution
 from .quantify import Measured
 from .viewer import escape
 
-LISTED = 12  # bodies, of all that were measured
 RESOLVED = {"fsc_curve", "fsc_cones", "edge_width_voxels", "elongation", "ssnr"}  # metrics with a section of their own
 DIRECTIONS = {"z": "along the beam, z", "x": "across it, x", "y": "along the tilt axis, y"}
-PICTURE = 640  # voxels: a longer slice is binned before it is put into the page
 
 
 def report(path, result: Reconstruction, measured: Measured | None = None) -> Path:
@@ -42,8 +41,8 @@ def report(path, result: Reconstruction, measured: Measured | None = None) -> Pa
         _convergence(result),
         *([_resolution(result)] if RESOLVED & set(result.metrics) else []),
         _quality(result),
-        *([_bodies(measured)] if measured is not None else []),
-        *([_elements(result)] if "composition" in result.settings else []),
+        *([bodies(measured)] if measured is not None else []),
+        *([elements(result)] if "composition" in result.settings else []),
         _provenance(result),
         _settings(result),
     ]
@@ -59,9 +58,6 @@ def report(path, result: Reconstruction, measured: Measured | None = None) -> Pa
     return Path(path)
 
 
-Section = tuple[str, str, str]
-
-
 def _summary(result: Reconstruction, fit: Fit | None) -> Section:
     numbers = findings.headline(result, fit)
     cards = "".join(
@@ -75,9 +71,9 @@ def _summary(result: Reconstruction, fit: Fit | None) -> Section:
         parts.append(f'<p class="message"><b>Why it stopped.</b> {escape(result.message)}</p>')
     title = "To check" if warned else "Nothing conspicuous was found"
     parts.append(
-        f'<div class="two"><div class="box {"warn" if warned else "calm"}"><h3>{title}</h3>{_list(warned)}</div>'
+        f'<div class="two"><div class="box {"warn" if warned else "calm"}"><h3>{title}</h3>{as_list(warned)}</div>'
     )
-    parts.append(f'<div class="box"><h3>What this geometry cannot show</h3>{_list(limits)}</div></div>')
+    parts.append(f'<div class="box"><h3>What this geometry cannot show</h3>{as_list(limits)}</div></div>')
     rows = [(n.name, n.meaning) for n in numbers if n.meaning]
     parts.append(f"<details><summary>How to read these numbers</summary>{as_table(rows)}</details>")
     return "summary", "Summary", "".join(parts)
@@ -95,11 +91,11 @@ def _lead(result: Reconstruction) -> str:
 
 def _volume(result: Reconstruction) -> Section:
     volume = np.asarray(findings.first_channel(result.volume, 3))
-    at = _look_at(volume)
+    at = look_at(volume)
     factor = -(-max(volume.shape) // PICTURE)
     drawn = plot.slices(viewer.shrink(volume, factor), at, result.voxel_nm, volume.shape)
     binned = f" Binned {factor}-fold for this page." if factor > 1 else ""
-    slices = _figure(
+    slices = figure(
         drawn,
         "Three orthogonal slices of the volume",
         f"Slices through voxel z {at[0]}, y {at[1]}, x {at[2]}, with one grey window (all but 0.1 % of the values at "
@@ -114,23 +110,9 @@ def _volume(result: Reconstruction) -> Section:
     return "volume", "Volume", f'{slices}<figure class="panel screen">{view}{caption}</figure>'
 
 
-def _look_at(volume: np.ndarray) -> tuple[int, ...]:
-    """The middle of the volume or, along an axis where the middle is nearly empty, the plane with most in it."""
-    step = max(1, max(volume.shape) // 128)
-    power = np.nan_to_num(volume[::step, ::step, ::step].astype(np.float64), posinf=0.0, neginf=0.0)
-    largest = np.abs(power).max(initial=0)
-    power = (power / largest) ** 2 if largest > 0 else power
-    at = []
-    for axis, n in enumerate(volume.shape):
-        profile = power.sum(tuple(k for k in range(3) if k != axis))
-        best = int(profile.argmax()) * step
-        at.append(n // 2 if profile[n // 2 // step] >= 0.25 * profile.max() else min(best, n - 1))
-    return tuple(at)
-
-
 def _audit(result: Reconstruction) -> Section:
     found, share = result.metrics["audit"], float(result.metrics["supplied_share"])
-    drawn = _figure(
+    drawn = figure(
         plot.audit(*(np.asarray(found[name]) for name in ("plane", "frequency", "outside", "empty"))),
         "What the images determine of the volume, and what the method supplied",
         "From the left: the middle slice; what linear algebra makes of its own projections at the noise of the images; "
@@ -153,7 +135,7 @@ def _agreement(fit: Fit, result: Reconstruction) -> Section:
     row = fit.measured.shape[1] // 2
     sinogram = plot.sinogram(fit.measured[:, row], fit.predicted[:, row], fit.tilt_deg, result.voxel_nm)
     parts = (
-        _figure(
+        figure(
             chart,
             "Residual and intensity ratio per tilt",
             "Above: RMS of measured minus predicted over RMS of measured, for each tilt; dashed, the median; orange, "
@@ -167,7 +149,7 @@ def _agreement(fit: Fit, result: Reconstruction) -> Section:
             + ". Click a bar to see its images below.",
         ),
         _tilt_images(fit, chart),
-        _figure(
+        figure(
             sinogram,
             "Sinogram of the central row: measured, predicted, residual",
             f"Image row y = {row} over all tilts. Jagged edges are shifts between tilts, which the prediction should "
@@ -234,7 +216,7 @@ def _alignment(result: Reconstruction) -> Section:
         caption = (
             "Pose of each tilt: u across the tilt axis, v along it. A damaged or mistracked image stands out as a jump."
         )
-        parts.append(_figure(drawn, "Shift of each tilt", caption))
+        parts.append(figure(drawn, "Shift of each tilt", caption))
     else:
         parts.append("<p>Nominal poses: no shift, rotation or magnification was applied to any image.</p>")
     details = result.settings.get("alignment")
@@ -261,7 +243,7 @@ def _alignment_details(details: Mapping, tilt: np.ndarray, order: np.ndarray) ->
         else:
             rows.append((label, _short(value)))
             continue
-        figures.append(_figure(drawn, label, ""))
+        figures.append(figure(drawn, label, ""))
     return (f'<div class="two left">{"".join(figures)}</div>' if figures else "") + (as_table(rows) if rows else "")
 
 
@@ -279,7 +261,7 @@ def _convergence(result: Reconstruction) -> Section:
         x = np.arange(1, curves[name].size + 1)
         label = name.replace("_", " ")
         drawn = plot.lines([(label, x, {label: curves[name]})], "step", log=True, height=2.1)
-        figures.append(_figure(drawn, f"{label} per step", ""))
+        figures.append(figure(drawn, f"{label} per step", ""))
     note = (
         "<p>A curve that still falls steeply at the end wants more steps; a flat one has nothing more to give. "
         "A falling misfit alone is not success: late steps of an unregularised method fit noise.</p>"
@@ -291,7 +273,7 @@ def _resolution(result: Reconstruction) -> Section:
     metrics, nm = result.metrics, result.voxel_nm
     cones, widths = metrics.get("fsc_cones", {}), metrics.get("edge_width_voxels", {})
     frequency, curve = _numbers(metrics.get("fsc_frequency")), _numbers(metrics.get("fsc_curve"))
-    rows, more, figure = [], {}, ""
+    rows, more, drawn = [], {}, ""
     has_curve = frequency is not None and curve is not None and frequency.size == curve.size > 1
     if has_curve:
         rows.append(
@@ -320,7 +302,7 @@ def _resolution(result: Reconstruction) -> Section:
             if cones
             else ""
         )
-        figure = _figure(
+        drawn = figure(
             plot.fsc(frequency, curve, nm, more=more),
             "Fourier shell correlation of even and odd tilts",
             "Agreement of two volumes from even and odd tilts, by feature size. The thresholds 0.5 and 0.143 are "
@@ -337,7 +319,7 @@ def _resolution(result: Reconstruction) -> Section:
             f"knowledge makes a point {longer.get('of_the_wedge', '-')} times as long with these tilts; a specimen "
             "that itself lies flat or stands upright counts in the first.</p>"
         )
-    return "resolution", "Resolution", f'<div class="two">{figure}<div>{table}{told}</div></div>'
+    return "resolution", "Resolution", f'<div class="two">{drawn}<div>{table}{told}</div></div>'
 
 
 def _length(voxels: Any, nm: float | None, none: str = "") -> str:
@@ -359,81 +341,6 @@ def _quality(result: Reconstruction) -> Section:
     rows = [(k, _short(v)) for k, v in _flat(left) if _numbers(v) is None or np.size(v) == 1]
     body = as_table(rows) if rows else "<p>No quality numbers were computed for this run.</p>"
     return "quality", "Quality numbers", body
-
-
-def _bodies(measured: Measured) -> Section:
-    kind, bodies, ends = measured
-    volume, table = bodies.volume, bodies.table
-    drawn = _figure(
-        plot.bodies(volume, bodies.labels, bodies.sizes, bodies.unit, kind),
-        f"The {kind} that were found, and their sizes",
-        f"Left: a plane with the {kind} outlined, found where it is {'brighter' if bodies.sign > 0 else 'darker'} than "
-        f"{bodies.threshold:.4g}, each up to midway between what is inside and around. Right: diameters of balls of "
-        "the same volume. In brackets: where the surface can lie in its blurred edge, and what samples leave open, "
-        "where the run has some (90 % on phantoms, less at ±30°). A missing wedge makes bodies longer along the "
-        "beam: an elongation above 1 where none is expected is that.",
-    )
-
-    def said(name: str, index: int, value: float) -> str:
-        low, high = (end[index] for end in ends[name]) if name in ends else (np.nan, np.nan)
-        return f"{value:.4g}" + (f" ({low:.4g} to {high:.4g})" if np.isfinite(low) else "")
-
-    rows = [(name.replace("_", " "), said(name, 0, value)) for name, value in bodies.summary.items()]
-    left = as_table(rows)
-    names = ("volume", "diameter", "aspect", "elongation", "neighbour")
-    largest = range(min(LISTED, table["label"].size))
-    lines = [(f"{i + 1}", *(said(name, i, table[name][i]) for name in names)) for i in largest]
-    return kind, kind.capitalize(), f"{drawn}{left}{as_table(lines, ('largest', *names))}"
-
-
-def _elements(result: Reconstruction) -> Section:
-    """Of a result of `jaxtomo elements`, whose settings say in `composition` what was found."""
-    found = result.settings["composition"]
-    numbers, counts, shadows = found["elements"], found["counts_per_pixel"], found.get("shadows", {})
-    sensitivity = np.asarray(result.settings["solver"]["sensitivity"], np.float32)
-    counted = "of counts" if (sensitivity == 1).all() else "of counts times sensitivity"
-    shares = composition(result.volume, sensitivity)
-    matter = shares.sum(0)
-    whole = [float(k * v.sum(dtype=float)) for k, v in zip(sensitivity, result.volume[1:], strict=True)]
-    at = _look_at(result.volume[0])
-    factor = -(-max(matter.shape) // PICTURE)
-    drawn = _figure(
-        plot.pictures(
-            {
-                name: [viewer.shrink(v, factor).take(at[axis] // factor, axis) for v in (*result.volume, *shares)]
-                for name, axis in (("xy", 0), ("xz", 1))
-            }
-        ),
-        "HAADF, elements and their shares",
-        f"Slices through z {at[0]} and y {at[1]}. From the left: what the HAADF shows; {', '.join(numbers)}, in counts "
-        f"a voxel length; the share of {', '.join(numbers)}, {counted}, where there is matter.",
-    )
-    rows = [
-        (
-            f"{symbol} (Z {number})",
-            f"{counts[symbol]:.3g}",
-            f"{amount / max(sum(whole), 1e-30):.1%}",
-            f"{min(shadows[symbol]):.2f} to {max(shadows[symbol]):.2f}" if symbol in shadows else "not fitted",
-        )
-        for (symbol, number), amount in zip(numbers.items(), whole, strict=True)
-    ]
-    table = as_table(rows, ("", "counts a pixel", f"share {counted}", "detector sees, of its average"))
-    if "gamma" in found:
-        error = f" ± {found['gamma_error']:.2g}" if found["gamma_error"] else ", as given"
-        table += (
-            f"<p>HAADF intensity grows with Z to the power of {found['gamma']:.3g}{error}. An error near 0.1 is "
-            "what is expected of any microscope: then the images themselves say nothing of it.</p>"
-        )
-    if shadows:
-        tilt = np.rad2deg(np.asarray(result.pose.tilt, np.float64))
-        order = np.argsort(tilt, kind="stable")
-        curves = {symbol: np.asarray(seen)[order] for symbol, seen in shadows.items()}
-        table += _figure(
-            plot.lines([("detector sees", tilt[order], curves)], "tilt, °", width=plot.WIDE, height=1.6),
-            "Detector shadowing of each tilt",
-            "Counts of each map over what its volume predicts, on average 1: less where a holder is in the way.",
-        )
-    return "elements", "Elements", drawn + table
 
 
 def _provenance(result: Reconstruction) -> Section:
@@ -504,23 +411,3 @@ def _numbers(value: Any) -> np.ndarray | None:
     except (TypeError, ValueError):
         return None
     return array.reshape(-1) if array.ndim <= 1 and value is not None else None
-
-
-def _figure(drawn, label: str, caption: str, kind: str = "") -> str:
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure class="{kind}">{plot.to_svg(drawn, label)}{below}</figure>'
-
-
-def as_table(rows: Iterable[tuple], head: tuple[str, ...] = ()) -> str:
-    def line(row: tuple) -> str:
-        return (
-            f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>"
-        )
-
-    top = "<thead><tr>" + "".join(f'<th scope="col">{escape(h)}</th>' for h in head) + "</tr></thead>" if head else ""
-    return f"<table>{top}<tbody>{''.join(line(tuple(r)) for r in rows)}</tbody></table>"
-
-
-def _list(lines: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<ul>{items}</ul>" if items else ""

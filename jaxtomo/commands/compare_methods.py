@@ -163,7 +163,7 @@ def _page(folder: Path, source: str, ranked: list[str], lines: list[tuple[str, .
     from .. import plot, viewer
     from ..io import read_volume
     from ..io.atomic import replacing
-    from ..reporting import as_table
+    from ..markup import as_table
 
     planes: dict[str, list[np.ndarray]] = {}
     for name in ranked:
