@@ -1,8 +1,15 @@
-"""Every test runs on eight CPU devices, with rank promotion and every warning an error."""
+"""Every test runs on eight CPU devices, with rank promotion and every warning an error.
+
+Most of the time would go into compiling small programs that run once or twice. So XLA optimises less than it does for
+users, and in files and tests marked `optimised(False)` hardly at all: the suite takes less than half the time.
+JAXTOMO_TEST_OPTIMISED=1 has everything compiled as users have it, as `.ci/run` has the demo.
+"""
 
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if not os.environ.get("JAXTOMO_TEST_OPTIMISED"):
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from pathlib import Path
@@ -10,6 +17,7 @@ from pathlib import Path
 import jax
 import pytest
 
+AS_USERS = bool(os.environ.get("JAXTOMO_TEST_OPTIMISED"))
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -19,6 +27,13 @@ def programs():
     crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def optimised(request):
+    """As the nearest mark `optimised` says; without one, programs are."""
+    mark = request.node.get_closest_marker("optimised")
+    jax.config.update("jax_disable_most_optimizations", not AS_USERS and mark is not None and not mark.args[0])
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from jaxtomo.solvers import coarse_to_fine
 from jaxtomo.solvers.consistent import AGREED, agreeing, chi_square
 from jaxtomo.solvers.gan import NEAR, cleaned, extended, fill, projected, show, slice_by_slice
 
+pytestmark = pytest.mark.optimised(False)
+
 
 def posed(tilts, side=16, rows=4, dose=100.0, **microscope):
     fine = phantoms.core_shell((2 * side, 2 * rows, 2 * side), seed=1)

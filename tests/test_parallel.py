@@ -15,6 +15,8 @@ from jaxtomo import callbacks, parallel
 from jaxtomo.projector import adjoint, forward
 from jaxtomo.solve import scanned
 
+pytestmark = pytest.mark.optimised(False)
+
 TILTS, NZ, NY, NX = 7, 11, 13, 16  # neither rows nor tilts nor planes divide by 4 or 8
 TILT_DEG = np.linspace(-58, 61, TILTS)  # not 0: a footprint has a kink there, and learned tilts would hop about it
 

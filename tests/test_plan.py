@@ -16,6 +16,8 @@ from jaxtomo.solve import scanned, stepped
 from jaxtomo.solvers.gan import filled
 from jaxtomo.spectrum import Spectrum
 
+pytestmark = pytest.mark.optimised(False)
+
 
 def abstract(tilts, rows, width, thickness):
     """A problem of shapes alone."""

@@ -8,6 +8,8 @@ import pytest
 from jaxtomo import InputError, Pose, back_project, project
 from jaxtomo.projector import joseph, trapezoid, xla
 
+pytestmark = pytest.mark.optimised(False)
+
 FOOTPRINTS = [trapezoid, joseph]
 SHAPES = {  # (nz, ny, nx), (height, width)
     "cube": ((9, 6, 9), (6, 9)),

@@ -20,6 +20,8 @@ from jaxtomo.simulate import Microscope, simulate
 from jaxtomo.solvers import consistent, posing, samplers, told
 from jaxtomo.solvers.stacked import left_out, shares
 
+pytestmark = pytest.mark.optimised(False)
+
 
 @pytest.fixture(scope="module")
 def problem():
@@ -344,6 +346,7 @@ def test_poses_follow_the_volume_that_the_images_show():
     assert float(jnp.std(movement(problem, {"shift": left})["shift"])) < 0.2 * float(jnp.std(wrong))
 
 
+@pytest.mark.optimised(True)
 def test_weights_that_ship_know_their_kind():
     """`nano` is ahead of all its guides on a specimen it never saw, and tissue is unlike it."""
     nano = scores.load("nano")
@@ -375,6 +378,7 @@ def library():
     return exposures.Library.of(volumes, 16)
 
 
+@pytest.mark.optimised(True)
 def test_examples_are_those_of_their_seed(library):
     a, b = (exposures.Batches(library.example, 2, (16, 8, 8), seed=3) for _ in range(2))
     exposures_seen = exposures.POOL, exposures.RENEWED
@@ -457,6 +461,7 @@ def trained(folder, library, steps, **options):
     )
 
 
+@pytest.mark.optimised(True)
 def test_a_training_that_goes_on_gives_the_same_weights(library, tmp_path):
     whole = trained(tmp_path / "whole", library, 6)
 
@@ -496,6 +501,7 @@ def test_devices_share_a_batch(library, tmp_path, monkeypatch):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.optimised(True)
 def test_the_loss_falls_and_the_folder_is_whole(library, tmp_path):
     facts = denoising.train_score(
         library.volumes,

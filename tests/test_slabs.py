@@ -23,6 +23,8 @@ from jaxtomo.slabs import Survey, cuts, for_report, reconstruct_slabs, survey, w
 from jaxtomo.solve import scanned
 from jaxtomo.solvers.fit import rough
 
+pytestmark = pytest.mark.optimised(False)
+
 
 @pytest.fixture(scope="module", params=["supported_particles", "tissue"])
 def specimen(request):
@@ -113,6 +115,7 @@ def test_a_survey_of_slabs_knows_the_whole(specimen):
     assert whole([Survey(0.0, 0.0, 0.0, 0.0)], 8).density == 1
 
 
+@pytest.mark.optimised(True)
 def test_total_variation_in_slabs_is_that_of_the_whole(specimen):
     """At any number of steps, and at the seams too: nearer to the one piece than that is to its own minimum when its
     gap is 1 %, where a run stops."""

@@ -9,6 +9,8 @@ import pytest
 import jaxtomo as jt
 from jaxtomo import callbacks, solve, solvers
 
+pytestmark = pytest.mark.optimised(False)
+
 SOLVERS = {
     "wbp": jt.wbp(),
     "sirt": jt.sirt(),
