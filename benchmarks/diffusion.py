@@ -52,6 +52,7 @@ SCANS: dict[str, tuple[Callable, tuple[float, ...]]] = {
 OPPONENTS = ("wbp", "sart", "sirt", "cs-tv", "tvq", "root-tv", "dip-tv", "gaussian")
 OURS = ("mean of samples", "point estimate", "weighed")
 WIDE = SCHEMES[:3]
+SERIES = ("low", "high", "misaligned")  # the first dose, the second, the first with images out of place
 CACHE = Path(__file__).parent / ".cache" / "diffusion.jsonl"
 FLYEM = Path(os.environ.get("JAXTOMO_DATA", "../shared/data"))
 
@@ -200,11 +201,11 @@ def runs(prior: str, case: Case) -> dict[str, Callable[[], dict]]:
 
 def cases(options) -> Iterator[tuple[str, Case]]:
     """The first dose of aligned series first: a run cut short has whole tables of fewer cases."""
-    for which in (0, 1, 2):
+    for kind in options.series:
         for scheme in options.schemes:
             for prior in options.priors:
                 for specimen, doses in SPECIMENS[prior].items():
-                    yield prior, Case(specimen, scheme, doses[which % 2], 1.0 if which == 2 else 0.0)
+                    yield prior, Case(specimen, scheme, doses[kind == "high"], float(kind == "misaligned"))
 
 
 def done() -> dict[tuple[Case, str], dict]:
@@ -326,6 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--priors", nargs="+", default=list(SPECIMENS), choices=list(SPECIMENS))
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
+    parser.add_argument("--series", nargs="+", default=list(SERIES), choices=SERIES)
     parser.add_argument("--runs", nargs="+", default=[], help="first words of the runs that are wanted")
     parser.add_argument("--slices", nargs="+", default=[], help="PRIOR=FOLDER of slice-wise networks")
     parser.add_argument("--minutes", type=float, default=float("inf"))
