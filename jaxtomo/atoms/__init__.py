@@ -8,11 +8,11 @@ from ..elemental import atomic_number
 from .lattice import Defects, defects, write_defects
 from .species import species
 from .table import Atoms, atoms, write_table
-from .tracing import TELLING, explained, find, refine
+from .tracing import CONVINCING, explained, find, refine
 from .xyz import read_xyz, write_xyz
 
 __all__ = [
-    "TELLING",
+    "CONVINCING",
     "Atoms",
     "Defects",
     "atomic_number",

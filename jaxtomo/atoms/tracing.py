@@ -26,7 +26,7 @@ STILL = 1e-2, 1e-3  # voxels, and shares of amplitudes and widths, root mean squ
 FAINT = 0.5  # amplitude of the faintest over that of the fainter ones: what false atoms keep is well below
 PADDED = 256  # atoms: their number is made up to a multiple of this, so that few sizes are compiled
 COARSEST = 1.0  # Å: voxels in which atoms can be seen
-TELLING = 0.6  # share of a volume's detail that atoms explain at least; of noise that was looked at, 0.16 to 0.54
+CONVINCING = 0.6  # share of a volume's detail that atoms explain at least; of noise that was looked at, 0.16 to 0.54
 DAMPING = 1e-2  # of the first step, over the curvature
 
 Array = Any  # of JAX inside compiled functions, of NumPy outside
@@ -88,7 +88,7 @@ def find(
 
 def explained(volume, voxel_nm: float | None, found: Atoms, *, steps: int = 12) -> float:
     """The share of the detail of `volume [z, y, x]` that its atoms explain, 1 - ‖band-passed rest‖² / ‖band-passed‖²
-    after a fit of `steps` at most. Maxima of noise can be traced too; below `TELLING` the atoms may be no more than
+    after a fit of `steps` at most. Maxima of noise can be traced too; below `CONVINCING` the atoms may be no more than
     that. Of small particles they explain as much as of atoms: these are told from atoms by nothing but their size."""
     volume, voxel = np.asarray(volume, np.float32), _angstrom(voxel_nm)
     narrow = max(NARROW / voxel, 0.7)

@@ -71,7 +71,7 @@ def run(settings: FindAtoms, console: Console) -> Outcome:
         found = atoms.find(volume, voxel_nm, threshold=settings.threshold, apart=settings.apart)
         traced = len(found.positions)
         share = atoms.explained(volume, voxel_nm, found)
-        if share < atoms.TELLING:
+        if share < atoms.CONVINCING:
             console.warn(
                 f"the atoms explain {100 * share:.0f} % of the detail in {source}. Noise, which has none, can look so; "
                 "atoms that are clearly seen explain 80 % or more. Look at atoms.png before you trust them."
