@@ -24,6 +24,7 @@ from jaxtomo.elemental import stacked
 from jaxtomo.plot import pictures
 from jaxtomo.shapes import Body, ball, render
 from jaxtomo.solvers import elements
+from jaxtomo.thinning import choose
 
 TILTS = np.arange(-70, 71, 10.0)
 PAIRS = {"Ni/Cu": (28, 29), "Ni/Pt": (28, 78)}
@@ -116,14 +117,18 @@ def independent(series, truth) -> dict[str, tuple[list[float], float, str]]:
     return results
 
 
-def joint(series, truth, numbers, **given) -> tuple[list[float], float, str]:
-    result = jt.reconstruct(jt.Problem(series), elements(numbers, **given), callbacks=(), assess=False)
+def joint(series, truth, numbers, weight: float | None = None, **given) -> tuple[list[float], float, str]:
+    problem = jt.Problem(series)
+    if weight is None:
+        weight = choose(problem, lambda weight: elements(numbers, weight, **given), 150).weight
+    result = jt.reconstruct(problem, elements(numbers, weight, **given), callbacks=(), assess=False)
     gamma = f"γ {result.history['gamma'][-1]:.2f} ± {result.history['gamma_error'][-1]:.2f}"
-    return *scores(result.volume[1:], truth), gamma
+    return *scores(result.volume[1:], truth), f"weight {weight:.2f}, {gamma}"
 
 
 CASES = {
     "elements": (True, {}),
+    "weight 0.35": (True, {"weight": 0.35}),
     "no shadows": (False, {}),
     "shadows not fitted": (True, {"shadows": False}),
     "γ 2, wrong": (True, {"gamma": 2.0}),

@@ -22,7 +22,7 @@ COLOURS = {"Fe": (1.0, 0.25, 0.1), "Mg": (0.2, 0.9, 0.3), "Pt": (0.3, 0.45, 1.0)
 LEFT_OUT = (1, 5, 9, 13)
 
 
-def main(data: str, picture: str | None = None, bin: int = 4, steps: int = 150, weight: float = 2.0) -> dict:
+def main(data: str, picture: str | None = None, bin: int = 4, steps: int = 150, weight: float = 1.4) -> dict:
     problem = read(data, bin)
     numbers = [atomic_number(symbol) for symbol in LINES]
     live = np.ones((problem.images.shape[1], 1, 1), np.float32)

@@ -77,6 +77,18 @@ def elements(result: Reconstruction) -> Section:
             f"<p>HAADF intensity grows with Z to the power of {found['gamma']:.3g}{error}. An error near 0.1 is "
             "what is expected of any microscope: then the images themselves say nothing of it.</p>"
         )
+    if "unexplained" in found:
+        table += (
+            f"<p>{found['unexplained']:.0%} of the HAADF is of no mixture of these elements; the less they explain, "
+            "the less it counts beside the maps. An element without a map or wrong factors from counts to matter "
+            "(--sensitivity) do that.</p>"
+        )
+    if found.get("weights_tried"):
+        listed = ", ".join(f"{weight:.3g}: {deviance:.4f}" for weight, deviance in found["weights_tried"])
+        table += (
+            f"<p>Weight {found['weight']:.3g}, the one that predicts counts which were held back best (deviance a "
+            f"pixel by weight: {listed}).</p>"
+        )
     if shadows:
         tilt = np.rad2deg(np.asarray(result.pose.tilt, np.float64))
         order = np.argsort(tilt, kind="stable")

@@ -84,6 +84,15 @@ def moments(maps, haadf, precision, noise=0.0):
     return products - own[:, :, None] * jnp.eye(len(maps)), jnp.sum(weighted * haadf, (2, 3)).T
 
 
+def unexplained(found, energy, factors):
+    """Share of the HAADF, as a root mean square, that is not in proportion to Σ_e a_e p_e of the maps, from `moments`
+    of each tilt and the `energy` Σ w y² of its HAADF without noise. `factors` are a_e."""
+    products, against = (part.sum(0) for part in found)
+    explained, whole = factors @ products @ factors, jnp.sum(energy)
+    matched = jnp.where(explained > 0, (against @ factors) ** 2 / jnp.where(explained > 0, explained, 1), 0)
+    return jnp.sqrt(jnp.maximum(whole - matched, 0) / jnp.where(whole > 0, whole, 1))
+
+
 def contrast(haadf, maps, weights, numbers, sensitivity, gamma):
     """a_e = c k_e Z_e^γ, `[element]`: HAADF intensity per count of each element, c by the sums over all images, in
     which counts are many."""

@@ -52,9 +52,9 @@ NEEDS = {
     "adapt": Need(18, 10, 60, 4000, code=300_000_000, network=170),
     "gan": Need(43, 6, 28, 600, code=300_000_000, network=130, angles=128),
     "gaussian": Need(7.3, 5.8, 2, 55, padding=16, code=80_000_000),
-    "elements": Need(2, 12.5, 0, 0, code=80_000_000),
+    "elements": Need(10, 14.5, 0, 0, code=80_000_000),
 }
-ELEMENT = Need(11.5, 9.5, 2, 60)  # of every element beside
+ELEMENT = Need(11.5, 11.5, 2, 60)  # of every element beside; two stacks are of the counts held back and the others
 ATOMS = Need(14, 12, 0, 0, code=450_000_000)  # of finding atoms, beside the volume, and refining them against images
 TRIED_BY = {"dip-tv": "root-tv", "inr": "root-tv"}
 """Methods whose weight is tried by another one: by the voxels alone, whose penalty it is, in a tenth of the time."""

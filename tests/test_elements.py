@@ -1,6 +1,7 @@
 """Elements: proximal steps next to brute force, nuisances in closed form, recovery of what is known, the command."""
 
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -11,8 +12,9 @@ import pytest
 import jaxtomo as jt
 from jaxtomo import cli, elemental, plan, solvers
 from jaxtomo.commands import device
-from jaxtomo.elemental import atomic_number, composition, contrast, exponent, moments, shadowing, stacked
+from jaxtomo.elemental import atomic_number, composition, contrast, exponent, moments, shadowing, stacked, unexplained
 from jaxtomo.solvers.elements import poisson_dual
+from jaxtomo.thinning import choose, deviance, thinned
 
 TILTS = np.linspace(-70, 70, 15)
 NUMBERS = (28, 78)
@@ -116,6 +118,57 @@ def test_moments_are_freed_of_the_noise_of_counts():
     freed = moments(counts, ones, ones, counts)[0].sum(0)
     assert np.abs(freed / clean - 1).max() < 0.05
     assert float(moments(counts, ones, ones)[0].sum(0)[0, 0] / clean[0, 0]) > 2
+
+
+def test_what_no_mixture_explains_is_measured():
+    rng = np.random.default_rng(4)
+    maps, other = rng.uniform(0, 1, (2, 6, 16, 16)), rng.normal(size=(6, 16, 16))
+    factors, ones = jnp.asarray([1.0, 3.0]), jnp.ones((6, 16, 16))
+    mixture = np.einsum("e,etyx->tyx", factors, maps)
+    for share, haadf in ((0.0, 2 * mixture), (0.3, mixture + 0.3145 * np.sqrt(np.mean(mixture**2)) * other)):
+        haadf = jnp.asarray(haadf, jnp.float32)
+        found = moments(jnp.asarray(maps, jnp.float32), haadf, ones)
+        assert float(unexplained(found, jnp.sum(haadf**2, (1, 2)), factors)) == pytest.approx(share, abs=0.02)
+
+
+def test_a_haadf_of_something_else_is_believed_less(monkeypatch):
+    series, truth = recorded(counts=5.0)
+    stray = np.zeros((16, 10, 16), np.float32)
+    stray[1:4, 1:9, 2:14] = 3  # has no map
+    seen = np.asarray(jt.project(jnp.asarray(stray), jt.Pose.nominal(TILTS)))
+    spoilt = series.replace(images=series.images + np.stack([seen, 0 * seen, 0 * seen]).astype(np.float32))
+    result = solved(spoilt)
+    assert 0.2 < result.history["unexplained"][-1] < 0.9
+    assert solved(series).history["unexplained"][-1] < 0.15
+    module = sys.modules["jaxtomo.solvers.elements"]
+    monkeypatch.setattr(module, "unexplained", lambda *_: 0.0)
+    monkeypatch.setattr(module, "_init", module._init.__wrapped__)
+    believed = solved(spoilt)
+    assert error(result.volume[1:], truth) < 0.8 * error(believed.volume[1:], truth)
+
+
+def test_counts_are_thinned():
+    rng = np.random.default_rng(6)
+    counts = rng.poisson(3.0, (3, 5, 20, 20)).astype(np.float32)
+    problem = jt.Problem(jt.TiltSeries(counts, np.linspace(-60, 60, 5)))
+    kept, held = thinned(problem, 0.25)
+    np.testing.assert_array_equal((kept.images + held.images)[1:], problem.images[1:])
+    np.testing.assert_array_equal(kept.images[0], problem.images[0])
+    assert float(held.images[1:].sum() / problem.images[1:].sum()) == pytest.approx(0.25, abs=0.02)
+    # Independent: what is held of a pixel says nothing of what is kept.
+    assert abs(np.corrcoef(np.ravel(kept.images[1:]), np.ravel(held.images[1:]))[0, 1]) < 0.06
+    with pytest.raises(jt.InputError, match="between 0 and 1"):
+        thinned(problem, 1.0)
+
+
+def test_the_weight_is_that_which_predicts_held_counts():
+    series, truth = recorded(counts=0.5)
+    problem = jt.Problem(series)
+    weight, tried = choose(problem, lambda weight: solvers.elements(NUMBERS, weight), 60)
+    assert min(tried) < weight < max(tried) and 3 <= len(tried) <= 6
+    kept, held = thinned(problem)
+    whole = jnp.asarray(np.concatenate([truth[:1], truth]).swapaxes(-2, -1))
+    assert deviance(kept, held, whole) < deviance(kept, held, jnp.full_like(whole, float(truth.mean())))
 
 
 def test_clean_images_give_the_specimen_back():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,8 @@ Files = Annotated[
 class Elements:
     """Reconstruct a volume of every element: HAADF and maps of counts (EDS, EELS) of the same tilts, together.
 
-    The HAADF says where matter is, the counts say what; it helps most where the elements differ in Z. Maps are
+    The HAADF says where matter is, the counts say what; it helps most where the elements differ in Z, and is believed
+    as far as they explain it. Maps are
     counts as they were detected, without smoothing and without background subtracted. All are aligned as the HAADF
     is. How far the detector was in the shadow is fitted for every tilt and element.
 
@@ -60,7 +62,9 @@ class Elements:
     """Take the images as aligned already, with the rotation axis in their middle."""
     bin: Annotated[int, arg(metavar="N")] = 1
     """Bin the images N × N; counts are added."""
-    weight: Annotated[float, arg(metavar="NUMBER")] = 0.5
+    weight: Annotated[
+        float | None, arg(metavar="NUMBER", help_behavior_hint="(default: found by held-back counts)")
+    ] = None
     """How strongly volumes with few edges are preferred, in units of the log-likelihood."""
     gamma: Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="(default: fitted)")] = None
     """HAADF intensity grows with the atomic number to this power; 1.6 to 1.8 is usual."""
@@ -92,23 +96,28 @@ def run(settings: Elements, console: Console) -> Outcome:
     from ..data import Problem
     from ..solve import reconstruct
     from ..solvers import elements
+    from ..thinning import choose
 
     factors = [settings.sensitivity.get(symbol, 1.0) for symbol in numbers]
-    solver = elements(
-        [*numbers.values()], settings.weight, settings.gamma, sensitivity=factors, shadows=settings.shadows
-    )
+    given = {"gamma": settings.gamma, "sensitivity": factors, "shadows": settings.shadows}
+    solver = partial(elements, [*numbers.values()], **given)
     console.say(f"reading {source} and {len(numbers)} maps")
     series, pose, alignment = _aligned(settings, console)
     problem = Problem(series, pose, thickness=settings.thickness)
-    console.say(f"reconstructing {', '.join(numbers)}: at most {settings.steps} steps")
+    weight, tried = settings.weight, {}
+    if weight is None:
+        console.say("finding the weight: a fifth of the counts is held back, and predicted by the others")
+        weight, tried = choose(problem, solver, max(1, settings.steps // 2))
+    console.say(f"reconstructing {', '.join(numbers)} with weight {weight:.3g}: at most {settings.steps} steps")
     watchers = [stop_when_converged(), *([] if console.quiet else [progress()])]
-    result = reconstruct(problem, solver, settings.steps, callbacks=watchers, assess=False)
+    result = reconstruct(problem, solver(weight), settings.steps, callbacks=watchers, assess=False)
     from .solving import refuse_diverged
 
     refuse_diverged(result)
     seen = _shadows(problem, result) if settings.shadows else None
     facts = _facts(settings, folder, numbers, series, result, seen)
-    told = ("elements", "counts_per_pixel", "gamma", "gamma_error", "shadows")
+    facts |= {"weight": weight, "weights_tried": [[w, deviance] for w, deviance in sorted(tried.items())]}
+    told = ("elements", "counts_per_pixel", "weight", "weights_tried", "gamma", "gamma_error", "unexplained", "shadows")
     extra: dict[str, Any] = {"composition": {name: facts[name] for name in told if name in facts}}
     extra |= {} if alignment is None else {"alignment": alignment}
     result = result.replace(
@@ -126,6 +135,8 @@ def run(settings: Elements, console: Console) -> Outcome:
     if "gamma" in facts:
         error = facts["gamma_error"]
         rows.append(("Z to the power of", f"{facts['gamma']:.3g}" + (f" ± {error:.2g}" if error else ", as given")))
+    rows.append(("HAADF", f"{facts['unexplained']:.0%} of it is of no mixture of these elements"))
+    rows.append(("weight", f"{weight:.3g}, " + ("by counts that were held back" if tried else "as given")))
     rows += [("stopped", result.message), ("folder", folder)]
     return Outcome(f"{source}\n{table(rows)}", plain(facts))
 
@@ -142,7 +153,7 @@ def _planned(settings: Elements) -> plan.Plan:
         rows=rows,
         width=width,
         thickness=settings.thickness or width,
-        steps=settings.steps,
+        steps=settings.steps * (3 if settings.weight is None else 1),  # about four trials of half as many
         device=device.backend(),
         cores=device.cores(),
         judged=False,
@@ -230,7 +241,7 @@ def _facts(settings: Elements, folder: Path, numbers, series, result, seen) -> d
         "shape": list(result.volume.shape[1:]),
         "voxel_nm": result.voxel_nm,
         "steps": int(result.settings["steps"]),
-        "weight": settings.weight,
+        "unexplained": float(result.history["unexplained"][-1]),
         "message": result.message,
         "metrics": {"misfit": float(result.history["misfit"][-1])},
     }

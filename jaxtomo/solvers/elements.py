@@ -8,12 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..elemental import USUAL, contrast, exponent, moments, shadowing
+from ..elemental import USUAL, contrast, exponent, moments, shadowing, unexplained
 from ..errors import InputError
 from ..likelihood import noise_variance
 from ..penalty import Field, divergence, gradient, squared_length
 from ..solve import Solver
-from .fit import rough
+from .fit import rough, typical
 from .sirt import inverse, ray_lengths
 from .tvq import around
 
@@ -21,6 +21,7 @@ RELAXATION = 1.8
 BALANCE = 4  # dual steps over λ, as in tv
 SMOOTHING = (19 / 81) ** 2  # variance that a mean of means over 3 × 3 pixels leaves of independent noise
 LEAST = 0.05  # of the average: a detector that sees less says nothing
+TOGETHER = 1.5  # λ of all matter over that of an element
 MODEL = 0.02  # of the intensity: what a HAADF image may differ by from the sum of its elements, beside noise
 
 
@@ -39,13 +40,15 @@ class State(NamedTuple):
     volume: jax.Array  # [element, z, x, y] in units of the densities
     maps: jax.Array  # dual of the maps, [element, tilt, x, y]
     haadf: jax.Array  # dual of the HAADF, [tilt, x, y]
-    field: Field  # dual of the gradients
+    field: Field  # dual of the gradients of each element and, last, of all matter
     density: jax.Array  # counts per voxel length, [element, 1, 1, 1]
     bright: jax.Array  # HAADF intensity per voxel length
     contrast: jax.Array  # of an element at its density, in units of `bright`, [element]
+    matter: jax.Array  # the same in units of the density of all matter
     shadows: jax.Array  # [element, tilt, 1, 1]
     gamma: jax.Array
     gamma_error: jax.Array
+    unexplained: jax.Array  # share of the HAADF
     precision: jax.Array  # of the HAADF in units of `bright`, [tilt, x, y]
     rows: jax.Array  # 1 / A 1
     columns: jax.Array  # Aᵀ 1
@@ -54,19 +57,22 @@ class State(NamedTuple):
 
 def elements(
     numbers: Sequence[int],
-    weight: float = 0.5,
+    weight: float = 0.35,
     gamma: float | None = None,
     *,
     sensitivity: Sequence[float] | None = None,
     shadows: bool = True,
     haadf: float = 1.0,
 ) -> Solver:
-    """min over ρ_e >= 0, s and γ of Σ_e P(y_e | s_e A ρ_e) + ½ Σ w (y_H - Σ_e c k_e Z_e^γ A ρ_e)² + λ Σ_e Σ |∇u_e|.
+    """min over ρ_e >= 0, s and γ of Σ_e P(y_e | s_e A ρ_e) + ½ Σ w (y_H - Σ_e c k_e Z_e^γ A ρ_e)²
+    + λ (Σ_e Σ |∇u_e| + 1.5 Σ |∇u|).
 
-    P(y | m) = Σ (m - y log m) is that of Poisson counts, u_e is ρ_e in units of the element's typical density, and w
-    the inverse variance of the HAADF, measured in its own images. All channels share geometry and poses; what ties them
-    is the HAADF. Penalties that tie their edges too, √Σ_e |∇u_e|² or one weighted by what the HAADF shows, mixed
-    elements that lie inside each other.
+    P(y | m) = Σ (m - y log m) is that of Poisson counts, u_e is ρ_e in units of the element's typical density, u all
+    matter Σ_e k_e ρ_e in units of its own, and w the inverse variance of the HAADF, measured in its own images. All
+    channels share geometry and poses; what ties them is the HAADF, and that matter as a whole has few edges: where one
+    element takes the place of another it has none. Penalties that tie edges of the same sign, √Σ_e |∇u_e|² or one
+    weighted by what the HAADF shows, mixed elements that lie inside each other. What part of the HAADF no mixture of
+    the maps explains is measured first (`unexplained`), and counts as its error.
 
     The images `[1 + element, tilt, y, x]` are the HAADF, of 0 where there is none, and the counts y_e of each element.
     The volume `[1 + element, z, y, x]` explains them channel by channel: first what the HAADF shows, Σ_e c k_e Z_e^γ
@@ -132,16 +138,19 @@ def elements(
     return Solver(init, _step, _read, settings, steps=300, channels=True)
 
 
-def precision(images, weights):
-    """1/σ² of HAADF images `[tilt, x, y]`: noise that grows with the intensity, as counts do, by the size that the
-    images show, and 2 % that no sum of elements explains."""
+def noise_and_level(images, weights):
+    """(variance of the noise, what pixels are to be compared with) of HAADF images `[tilt, x, y]`: noise grows with
+    the intensity, as counts do, by the size that the images show."""
     live = jnp.broadcast_to(weights, images.shape)
     counted = jnp.maximum(images, 0)
-    mean = jnp.sum(live * counted) / jnp.maximum(jnp.sum(live), 1e-20)
-    level = around(counted) + 0.3 * mean
-    noise = noise_variance(images / jnp.sqrt(jnp.maximum(level, 1e-30)), live > 0)
-    variance = noise * level + (MODEL * level) ** 2
-    return jnp.where(mean > 0, live / jnp.where(variance > 0, variance, 1), 0)
+    level = around(counted) + 0.3 * jnp.sum(live * counted) / jnp.maximum(jnp.sum(live), 1e-20)
+    return noise_variance(images / jnp.sqrt(jnp.maximum(level, 1e-30)), live > 0) * level, level
+
+
+def precision(noise, level, weights, model):
+    """1/σ² of HAADF images of which no sum of elements explains the share `model`; 0 where there are none."""
+    variance = noise + (model * level) ** 2
+    return jnp.where(level > 0, weights / jnp.where(variance > 0, variance, 1), 0)
 
 
 @jax.jit
@@ -150,7 +159,8 @@ def _init(problem, known, believed):
     counted = problem.images[1:]
     smooth = jax.lax.map(lambda a: around(around(a)), counted)  # single counts say nothing of a density
     volume, density = rough(problem.replace(images=jnp.concatenate([problem.images[:1], smooth])))
-    trust = believed * precision(problem.images[0], weights[0])
+    noise, level = noise_and_level(problem.images[0], weights[0])
+    trust = believed * precision(noise, level, weights[0], MODEL)
     # What the HAADF shows is not in the shadow, and tells how much of the specimen each tilt has in view.
     reference = jnp.where(
         jnp.any(trust > 0), volume[0] / density[0], jnp.sum(volume[1:] / density[1:, None, None, None], 0)
@@ -158,23 +168,28 @@ def _init(problem, known, believed):
     reference = jnp.broadcast_to(problem.project(reference), counted.shape)
     shadows = jnp.where(known.shadows_fitted, shadowing(reference, counted, weights[1:]), 1.0)
     corrected = counted / jnp.maximum(shadows, LEAST)
-    found = image_moments(problem.images[0], corrected, shadows, trust)
+    found, energy = image_moments(problem.images[0], corrected, shadows, trust, noise)
     fitted, error = exponent(found, known.numbers, known.sensitivity)
     gamma = jnp.where(known.gamma_fitted, fitted, known.gamma)
     scale = contrast(problem.images[0], corrected, weights[0], known.numbers, known.sensitivity, gamma)
+    left = unexplained(found, energy, scale)
+    trust = believed * precision(noise, level, weights[0], jnp.maximum(MODEL, left))
+    matter = known.sensitivity * density[1:] / typical(jnp.einsum("e,ezxy->zxy", known.sensitivity, volume[1:]))
     bright, density = density[0], density[1:, None, None, None]
     volume = volume[1:] / density
     return State(
         volume=volume,
         maps=jnp.zeros_like(counted),
         haadf=jnp.zeros_like(problem.images[0]),
-        field=gradient(jnp.zeros_like(volume)),
+        field=gradient(jnp.zeros((len(volume) + 1, *volume.shape[1:]), volume.dtype)),
         density=density,
         bright=bright,
         contrast=scale * density.ravel() / bright,
+        matter=matter,
         shadows=shadows,
         gamma=gamma,
         gamma_error=jnp.where(known.gamma_fitted, error, 0.0),
+        unexplained=left,
         precision=trust * bright**2,
         rows=inverse(ray_lengths(problem), 0.01),
         columns=problem.back_project(jnp.ones_like(problem.images[0])),
@@ -182,9 +197,10 @@ def _init(problem, known, believed):
     )
 
 
-def image_moments(haadf, maps, shadows, trust):
-    """`moments` of measured maps, freed of their noise. All are smoothed by the same, which the sum of elements does
-    not mind and their noise does; pixels count by the noise of HAADF and maps together."""
+def image_moments(haadf, maps, shadows, trust, noise):
+    """`moments` of measured maps and Σ w y² of each HAADF image, freed of their noise. All are smoothed by the same,
+    which the sum of elements does not mind and their noise does; pixels count by the noise of HAADF and maps together.
+    """
 
     def smooth(images):
         return jax.lax.map(lambda a: around(around(a)), images)
@@ -192,8 +208,9 @@ def image_moments(haadf, maps, shadows, trust):
     per_count = jnp.sum(haadf) / jnp.maximum(jnp.sum(maps), 1e-20)
     level = jnp.maximum(around(haadf), 0)
     pixels = trust / (1 + trust * per_count * level)
-    maps = smooth(maps)
-    return moments(maps, smooth(haadf[None])[0], pixels, SMOOTHING * maps / jnp.maximum(shadows, LEAST))
+    maps, haadf = smooth(maps), smooth(haadf[None])[0]
+    energy = jnp.sum(pixels * (haadf**2 - SMOOTHING * noise), (1, 2))
+    return moments(maps, haadf, pixels, SMOOTHING * maps / jnp.maximum(shadows, LEAST)), energy
 
 
 def poisson_dual(dual, rate, counted, step):
@@ -204,9 +221,10 @@ def poisson_dual(dual, rate, counted, step):
 def _step(problem, state, key):
     known, weights = state.known, jnp.broadcast_to(problem.weights, problem.images.shape)[1:]
     counted, measured = problem.images[1:], problem.images[0] / state.bright
-    mixing = state.contrast[:, None, None, None]
-    columns = 1 / (BALANCE * known.weight * (state.columns * (1 + mixing) + 6))
-    slope = problem.back_project(state.maps + mixing * state.haadf) - divergence(state.field)
+    mixing, matter = (a[:, None, None, None] for a in (state.contrast, state.matter))
+    columns = 1 / (BALANCE * known.weight * (state.columns * (1 + mixing) + 6 * (1 + matter)))
+    pulled = divergence(state.field)
+    slope = problem.back_project(state.maps + mixing * state.haadf) - pulled[:-1] - matter * pulled[-1]
     volume = jnp.maximum(state.volume - columns * slope, 0)
     ahead = 2 * volume - state.volume
     thick = problem.project(ahead)
@@ -218,8 +236,13 @@ def _step(problem, state, key):
     step = step / jnp.maximum(jnp.sum(state.contrast), 1e-6)
     haadf = state.haadf + step * (shown - measured)
     haadf = haadf * state.precision / jnp.maximum(state.precision + step, 1e-30)
-    field = jax.tree.map(lambda g, d: g + BALANCE * known.weight / 2 * d, state.field, gradient(ahead))
-    shrink = 1 / jnp.maximum(1, jnp.sqrt(squared_length(field)) / known.weight)
+    edges = gradient(jnp.concatenate([ahead, jnp.sum(matter * ahead, 0)[None]]))
+    each = jnp.ones(len(ahead))
+    step = BALANCE * known.weight / 2 / jnp.append(each, jnp.sum(state.matter))[:, None, None, None]
+    field = jax.tree.map(lambda g, d: g + step * d, state.field, edges)
+    # What all matter adds is nothing new where it is one element.
+    most = known.weight * jnp.append(each, TOGETHER if len(ahead) > 1 else 0.0)[:, None, None, None]
+    shrink = jnp.minimum(1, most / jnp.maximum(jnp.sqrt(squared_length(field)), 1e-30))
     field = jax.tree.map(lambda g: g * shrink, field)
 
     thick = jnp.maximum(thick, 0)
@@ -234,7 +257,8 @@ def _step(problem, state, key):
     old, new = (state.volume, state.maps, state.haadf, state.field), (volume, maps, haadf, field)
     volume, maps, haadf, field = jax.tree.map(lambda a, b: a + RELAXATION * (b - a), old, new)
     state = state._replace(volume=volume, maps=maps, haadf=haadf, field=field, shadows=shadows)
-    return state, {"misfit": misfit, "gamma": state.gamma, "gamma_error": state.gamma_error}
+    found = {name: getattr(state, name) for name in ("gamma", "gamma_error", "unexplained")}
+    return state, {"misfit": misfit, **found}
 
 
 def _read(problem, state):
