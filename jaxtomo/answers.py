@@ -79,9 +79,10 @@ def elements(result: Reconstruction) -> Section:
         )
     if "unexplained" in found:
         table += (
-            f"<p>{found['unexplained']:.0%} of the HAADF is of no mixture of these elements; the less they explain, "
-            "the less it counts beside the maps. An element without a map or wrong factors from counts to matter "
-            "(--sensitivity) do that.</p>"
+            f"<p>{found['unexplained']:.0%} of the HAADF (root mean square), at least, is not in proportion to the sum "
+            "of the maps by these factors and powers of Z; the less they explain, the less it counts beside the maps. "
+            "An element without a map, wrong factors from counts to matter (--sensitivity) and another power of Z "
+            "(--gamma) do that.</p>"
         )
     if found.get("weights_tried"):
         listed = ", ".join(f"{weight:.3g}: {deviance:.4f}" for weight, deviance in found["weights_tried"])

@@ -21,10 +21,16 @@ AS_USERS = bool(os.environ.get("JAXTOMO_TEST_OPTIMISED"))
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def _optimise(node) -> None:
+    mark = node.get_closest_marker("optimised")
+    jax.config.update("jax_disable_most_optimizations", not AS_USERS and mark is not None and not mark.args[0])
+
+
 @pytest.fixture(scope="module", autouse=True)
-def programs():
-    """Compiled programs are forgotten after each file: some thousand in one process exhaust its memory maps, and XLA
-    crashes."""
+def programs(request):
+    """Fixtures of a file are compiled as its mark says. Compiled programs are forgotten after each file: some thousand
+    in one process exhaust its memory maps, and XLA crashes."""
+    _optimise(request.node)
     yield
     jax.clear_caches()
 
@@ -32,8 +38,9 @@ def programs():
 @pytest.fixture(autouse=True)
 def optimised(request):
     """As the nearest mark `optimised` says; without one, programs are."""
-    mark = request.node.get_closest_marker("optimised")
-    jax.config.update("jax_disable_most_optimizations", not AS_USERS and mark is not None and not mark.args[0])
+    _optimise(request.node)
+    yield
+    _optimise(request.node.parent)
 
 
 @pytest.fixture

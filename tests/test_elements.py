@@ -159,6 +159,26 @@ def test_counts_are_thinned():
     assert abs(np.corrcoef(np.ravel(kept.images[1:]), np.ravel(held.images[1:]))[0, 1]) < 0.06
     with pytest.raises(jt.InputError, match="between 0 and 1"):
         thinned(problem, 1.0)
+    for images in (counts / 7, counts * 1e10, counts - 1, counts * np.nan):
+        with pytest.raises(jt.InputError, match="whole numbers"):
+            thinned(problem.replace(images=jnp.asarray(images)))
+
+
+@pytest.mark.parametrize("counts", [0.005, 0.05, 0.2])
+def test_few_counts_of_a_true_mixture_say_nothing_against_it(counts):
+    for seed in range(4):
+        series, _ = recorded(counts, gamma=1.7, seed=seed)
+        state = solvers.elements(NUMBERS).init(jt.Problem(series), jax.random.key(0))
+        assert float(state.unexplained) == 0 and float(state.gamma) == pytest.approx(1.7, abs=0.1)
+
+
+def test_the_first_of_equal_weights_is_taken():
+    series, _ = recorded(counts=0.5)
+    problem = jt.Problem(series)
+    choice = choose(problem, lambda weight: solvers.elements(NUMBERS, 0.1), 2)
+    assert choice.weight == 0.35 and not choice.ended and len(choice.tried) == 3
+    choice = choose(problem, lambda weight: solvers.elements(NUMBERS, weight), 5, start=0.0001)
+    assert choice.ended and choice.weight == max(choice.tried) and len(choice.tried) == 6
 
 
 def test_the_weight_is_that_which_predicts_held_counts():
@@ -286,9 +306,23 @@ def test_the_command_names_what_is_wrong(files, capsys):
         (["haadf.mrc", "--maps", "Nickel=ni.mrc"], 3, "symbol"),
         (["haadf.mrc", "--maps", "Ni=ni.mrc", "--sensitivity", "Cu=2"], 2, "Cu"),
         (["haadf.mrc", "--maps", "Ni=ni.mrc", "--steps", "0"], 3, "--steps"),
+        (["nothing.mrc", "--maps", "Ni=ni.mrc", "--weight", "0"], 3, "--weight 0"),
+        (["nothing.mrc", "--maps", "Ni=ni.mrc", "--gamma", "0"], 3, "--gamma 0"),
     ):
         assert cli.main(["elements", *argv]) == code, argv
         assert hint in capsys.readouterr().err, argv
+
+
+def test_maps_that_are_no_counts_are_not_thinned(files, capsys):
+    for name in ("ni", "pt"):
+        series = jt.read(f"{name}.mrc")
+        jt.write(f"{name}.mrc", series.replace(images=series.images / 7))
+    argv = ["haadf.mrc", "--maps", "Ni=ni.mrc", "Pt=pt.mrc", "--tilt-axis", "y", "--no-align", "--steps", "3"]
+    assert cli.main(["elements", *argv, "--json", "--out", "run"]) == 0
+    said = capsys.readouterr()
+    assert "no whole numbers" in said.err
+    facts = json.loads(said.out)
+    assert facts["weight"] == 0.35 and facts["weights_tried"] == []
 
 
 def test_the_command_says_that_it_does_not_fit(files, capsys, monkeypatch):

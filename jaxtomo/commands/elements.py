@@ -45,9 +45,9 @@ class Elements:
     """Reconstruct a volume of every element: HAADF and maps of counts (EDS, EELS) of the same tilts, together.
 
     The HAADF says where matter is, the counts say what; it helps most where the elements differ in Z, and is believed
-    as far as they explain it. Maps are
-    counts as they were detected, without smoothing and without background subtracted. All are aligned as the HAADF
-    is. How far the detector was in the shadow is fitted for every tilt and element.
+    as far as they explain it. Maps are counts as they were detected, without smoothing and without background
+    subtracted. All are aligned as the HAADF is. How far the detector was in the shadow is fitted for every tilt and
+    element.
 
     The folder then holds a volume and the composition of each element (Au.mrc, Au_share.mrc), haadf.mrc, shadows.csv,
     reconstruction.h5 (everything), report.html, config.toml and run.json.
@@ -86,6 +86,10 @@ class Elements:
 def run(settings: Elements, console: Console) -> Outcome:
     source = required(settings.file, "HAADF")
     numbers = _numbers(settings)
+    if settings.weight is not None and not 0 < settings.weight < float("inf"):
+        raise InputError(f"--weight {settings.weight:g}: give a positive number, or none to have it found.")
+    if settings.gamma is not None and not 0 < settings.gamma < 4:
+        raise InputError(f"--gamma {settings.gamma:g}: give 1.6 to 1.8, or none to have it fitted.")
     folder = Path(settings.out or f"{Path(source).stem.strip('*_.-') or 'series'}-elements")
     if run_folder.is_run(folder) and not settings.overwrite:
         raise InputError(f"{folder}: holds a run already. Replace it with --overwrite, or give another --out.")
@@ -96,7 +100,7 @@ def run(settings: Elements, console: Console) -> Outcome:
     from ..data import Problem
     from ..solve import reconstruct
     from ..solvers import elements
-    from ..thinning import choose
+    from ..thinning import START, choose, whole
 
     factors = [settings.sensitivity.get(symbol, 1.0) for symbol in numbers]
     given = {"gamma": settings.gamma, "sensitivity": factors, "shadows": settings.shadows}
@@ -105,9 +109,20 @@ def run(settings: Elements, console: Console) -> Outcome:
     series, pose, alignment = _aligned(settings, console)
     problem = Problem(series, pose, thickness=settings.thickness)
     weight, tried = settings.weight, {}
-    if weight is None:
+    if weight is None and not whole(problem.images[1:]):
+        weight = START
+        console.warn(
+            f"the maps are no whole numbers of counts, so none can be held back to find the weight: {weight:g} is "
+            "taken. Give counts as they were detected, or --weight."
+        )
+    elif weight is None:
         console.say("finding the weight: a fifth of the counts is held back, and predicted by the others")
-        weight, tried = choose(problem, solver, max(1, settings.steps // 2))
+        choice = choose(problem, solver)
+        weight, tried = choice
+        if choice.ended:
+            console.warn(
+                f"no other weight was better than {weight:g}, the last that was tried: give --weight to go on."
+            )
     console.say(f"reconstructing {', '.join(numbers)} with weight {weight:.3g}: at most {settings.steps} steps")
     watchers = [stop_when_converged(), *([] if console.quiet else [progress()])]
     result = reconstruct(problem, solver(weight), settings.steps, callbacks=watchers, assess=False)
@@ -135,7 +150,7 @@ def run(settings: Elements, console: Console) -> Outcome:
     if "gamma" in facts:
         error = facts["gamma_error"]
         rows.append(("Z to the power of", f"{facts['gamma']:.3g}" + (f" ± {error:.2g}" if error else ", as given")))
-    rows.append(("HAADF", f"{facts['unexplained']:.0%} of it is of no mixture of these elements"))
+    rows.append(("HAADF", f"{facts['unexplained']:.0%} of it, at least, is of no mixture of the maps"))
     rows.append(("weight", f"{weight:.3g}, " + ("by counts that were held back" if tried else "as given")))
     rows += [("stopped", result.message), ("folder", folder)]
     return Outcome(f"{source}\n{table(rows)}", plain(facts))
@@ -143,6 +158,7 @@ def run(settings: Elements, console: Console) -> Outcome:
 
 def _planned(settings: Elements) -> plan.Plan:
     from ..io import inspect
+    from ..thinning import STEPS
 
     tilts, rows, width = images_after(
         inspect(settings.file, **settings.reading.arguments()), settings.reading, settings.bin
@@ -153,7 +169,7 @@ def _planned(settings: Elements) -> plan.Plan:
         rows=rows,
         width=width,
         thickness=settings.thickness or width,
-        steps=settings.steps * (3 if settings.weight is None else 1),  # about four trials of half as many
+        steps=settings.steps + (4 * STEPS if settings.weight is None else 0),  # four trials, as a rule
         device=device.backend(),
         cores=device.cores(),
         judged=False,

@@ -19,7 +19,6 @@ from .tvq import around
 
 RELAXATION = 1.8
 BALANCE = 4  # dual steps over λ, as in tv
-SMOOTHING = (19 / 81) ** 2  # variance that a mean of means over 3 × 3 pixels leaves of independent noise
 LEAST = 0.05  # of the average: a detector that sees less says nothing
 TOGETHER = 1.5  # λ of all matter over that of an element
 MODEL = 0.02  # of the intensity: what a HAADF image may differ by from the sum of its elements, beside noise
@@ -201,16 +200,31 @@ def image_moments(haadf, maps, shadows, trust, noise):
     """`moments` of measured maps and Σ w y² of each HAADF image, freed of their noise. All are smoothed by the same,
     which the sum of elements does not mind and their noise does; pixels count by the noise of HAADF and maps together.
     """
+    along, across = (_twice_around(length) for length in haadf.shape[1:])
+
+    def filtered(images, along, across):
+        return jnp.einsum("ax,...xy,by->...ab", along, images, across, precision="highest")
 
     def smooth(images):
-        return jax.lax.map(lambda a: around(around(a)), images)
+        return filtered(images, along, across)
+
+    def left_over(variance):  # of what is independent from pixel to pixel
+        return filtered(variance, along**2, across**2)
 
     per_count = jnp.sum(haadf) / jnp.maximum(jnp.sum(maps), 1e-20)
     level = jnp.maximum(around(haadf), 0)
     pixels = trust / (1 + trust * per_count * level)
-    maps, haadf = smooth(maps), smooth(haadf[None])[0]
-    energy = jnp.sum(pixels * (haadf**2 - SMOOTHING * noise), (1, 2))
-    return moments(maps, haadf, pixels, SMOOTHING * maps / jnp.maximum(shadows, LEAST)), energy
+    live = trust > 0
+    energy = jnp.sum(pixels * (smooth(live * haadf) ** 2 - left_over(live * noise)), (1, 2))
+    noise = left_over(live * maps / jnp.maximum(shadows, LEAST))
+    return moments(smooth(live * maps), smooth(live * haadf), pixels, noise), energy
+
+
+def _twice_around(length):
+    """Along a line, means over three neighbours, of those that exist, of such means, `[length, length]`."""
+    near = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)) <= 1
+    once = near / jnp.sum(near, 1, keepdims=True)
+    return jnp.matmul(once, once, precision="highest")
 
 
 def poisson_dual(dual, rate, counted, step):
