@@ -38,7 +38,7 @@ def main(picture: str | None = None, size: int = 64, steps: int = 8, ranges_deg=
             f"mean of 4, {scores['mean of samples', most][0]:.1f} dB": answer.volume,
             "a sample": draws[0].volume,
             "another": draws[1].volume,
-            "spread of 4": answer.spread,
+            "spread of 4, × 5": 5 * answer.spread,
         }
     if picture:
         draw(picture, rows, truth)

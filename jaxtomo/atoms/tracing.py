@@ -49,7 +49,8 @@ def find(
         V(r) = Σ_a A_a N(r - r_a; w, w, w_z)
 
     with one width across the beam and one along it, which a missing wedge makes longer, for all atoms; then maxima of
-    what that leaves, `rounds` times.
+    what that leaves, `rounds` times. Volumes of many atoms want no streaks, which pass for faint ones:
+    `root_tv(0.01)` and not few steps of `sirt`.
 
     Args:
         volume: `[z, y, x]`.
