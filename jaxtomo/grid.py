@@ -12,7 +12,7 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Grid:
-    """Points of a box about the rotation centre, of a reconstruction or anything finer, coarser or smaller.
+    """Points of a box about the rotation centre, of a reconstruction or anything finer or smaller.
 
     Attributes:
         spacing: between neighbours, in voxels of the reconstruction.
@@ -34,11 +34,6 @@ class Grid:
         """The same box with `factor` times as many points a side; what they hold is still density, whatever spacing."""
         nz, nx, ny = self.shape
         return Grid(self.spacing / factor, self.centre, (factor * nz, factor * nx, factor * ny))
-
-    def coarser(self, factor: int) -> Grid:
-        """The box with a point for every `factor`-th a side, so many that nothing is left out."""
-        nz, nx, ny = (-(-n // factor) for n in self.shape)
-        return Grid(self.spacing * factor, self.centre, (nz, nx, ny))
 
     def rows(self, start, count: int) -> Grid:
         """The slab of `count` points along y from number `start` on, which may be traced."""
