@@ -49,8 +49,8 @@ def tilt_steps(tilt, live):
 
 
 def wbp(window: str = "ramp") -> Solver:
-    """Weighted (filtered) back-projection, f = Σ_i Δθ_i A_iᵀ (h * p_i): one step. It takes images for ray sums, whatever
-    the likelihood of the problem.
+    """Weighted (filtered) back-projection, f = Σ_i Δθ_i A_iᵀ (h * p_i): one step. Images are taken for ray sums,
+    whatever the likelihood of the problem.
 
     `window` is "ramp", "shepp-logan" or "hann". [Radermacher 1992; Kak & Slaney 1988, ch. 3]
     """
