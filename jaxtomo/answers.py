@@ -90,6 +90,9 @@ def elements(result: Reconstruction) -> Section:
             f"<p>Weight {found['weight']:.3g}, the one that predicts counts which were held back best (deviance a "
             f"pixel by weight: {listed}).</p>"
         )
+    elif "weight" in found:
+        usual = found.get("weight_from") == "usual"
+        table += f"<p>Weight {found['weight']:.3g}, {'as the maps are no counts' if usual else 'as given'}.</p>"
     if shadows:
         tilt = np.rad2deg(np.asarray(result.pose.tilt, np.float64))
         order = np.argsort(tilt, kind="stable")

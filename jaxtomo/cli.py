@@ -26,7 +26,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command("demo", "Demo", "reconstruct a real needle that ships with jaxtomo, in under a minute"),
+    "demo": Command("demo", "Demo", "reconstruct a real needle that ships with jaxtomo, in about a minute"),
     "inspect": Command("inspect", "Inspect", "what a file holds, and what it does not say"),
     "reconstruct": Command("reconstruct", "Reconstruct", "from a tilt series to a volume, its quality and a report"),
     "elements": Command("elements", "Elements", "a volume of every element, from HAADF and maps of counts"),
@@ -138,7 +138,7 @@ def _explained(error: Exception) -> tuple[int, str]:
     """Exit code and message of an error nobody expected; XLA reports a lack of memory as one of those."""
     reason = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" in reason or "Out of memory" in reason:
-        return 4, "the device ran out of memory. Bin the images with --bin 2, or see --dry-run for what fits."
+        return 4, "the device ran out of memory. Bin the images with --bin 2, or ask for less --thickness."
     from . import hosts
 
     if type(error).__name__ == "JaxRuntimeError" and hosts.count() > 1:

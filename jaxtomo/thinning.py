@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,7 +38,7 @@ class Choice(NamedTuple):
 def whole(counts) -> bool:
     """Whether these can be numbers of counts: whole, none below 0."""
     counts = np.asarray(counts)
-    return bool(np.all((counts >= 0) & (np.abs(counts - np.rint(counts)) <= 1e-3 * np.maximum(counts, 1))))
+    return bool(np.all((counts >= 0) & (np.abs(counts - np.rint(counts)) <= 1e-3 + 1e-6 * counts)))
 
 
 def thinned(problem: Problem, share: float = HELD, seed: int = 0) -> tuple[Problem, Problem]:
@@ -51,8 +52,8 @@ def thinned(problem: Problem, share: float = HELD, seed: int = 0) -> tuple[Probl
     images = np.asarray(problem.images)
     if not whole(images[1:]) or images[1:].max() > np.iinfo(np.int32).max:
         raise InputError(
-            "maps that are no whole numbers of counts: none can be held back. Give counts as they were detected, or a "
-            "weight."
+            "maps that are no whole numbers of counts, or above 2³¹: none can be held back. Give counts as they were "
+            "detected, or a weight."
         )
     rng = np.random.default_rng(seed)
     held = np.stack([rng.binomial(np.rint(a).astype(np.int32), share).astype(images.dtype) for a in images[1:]])
@@ -62,10 +63,16 @@ def thinned(problem: Problem, share: float = HELD, seed: int = 0) -> tuple[Probl
 
 
 def choose(
-    problem: Problem, solver: Callable[[float], Solver], steps: int = STEPS, start: float = START, seed: int = 0
+    problem: Problem,
+    solver: Callable[[float], Solver],
+    steps: int = STEPS,
+    start: float = START,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """The weight of `solver(weight)` whose volume predicts the counts held back best, between `start` and its doubles
     or halves, for as long as they are better. Where a detector saw less in some tilts is taken from the counts kept.
+    `say` is told of every trial.
 
     Raises InputError for images that are no counts, and for volumes that predict nothing finite.
     """
@@ -74,9 +81,10 @@ def choose(
 
     def worse(weight: float) -> float:
         volume = solve(kept, solver(weight), steps)
-        tried[weight] = deviance(kept, held, volume)
+        tried[weight] = float(deviance(kept, held, volume))
         if not np.isfinite(tried[weight]):
             raise InputError(f"with weight {weight:g} the volume predicts no finite counts. Look at the images.")
+        say(f"weight {weight:.3g}: deviance {tried[weight]:.5f} a pixel of the counts held back")
         return tried[weight]
 
     least = worse(start)
@@ -102,7 +110,8 @@ def _lowest(tried: dict[float, float], best: float) -> float:
     return best * STRIDE ** ((before - after) / (2 * bend)) if bend > 0 else best
 
 
-def deviance(kept: Problem, held: Problem, volume) -> float:
+@jax.jit
+def deviance(kept: Problem, held: Problem, volume) -> jax.Array:
     """2 Σ (m - y + y log y / m) of the counts y held back, a pixel, m being what the volume and the shadows of the
     counts kept predict; about 1 where there are many counts, less where there are few."""
     weights = jnp.broadcast_to(kept.weights, kept.images.shape)[1:]
@@ -113,4 +122,4 @@ def deviance(kept: Problem, held: Problem, volume) -> float:
     stray = 1e-3 * (1 + jnp.sum(weights * kept.images[1:], (1, 2, 3), keepdims=True)) / pixels
     mean = (seen * predicted + stray) * HELD / (1 - HELD)
     logs = counted * jnp.log(jnp.maximum(counted, 1e-9) / mean)
-    return float(2 * jnp.sum(weights * (mean - counted + logs)) / jnp.sum(pixels))
+    return 2 * jnp.sum(weights * (mean - counted + logs)) / jnp.sum(pixels)

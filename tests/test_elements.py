@@ -13,7 +13,8 @@ import jaxtomo as jt
 from jaxtomo import cli, elemental, plan, solvers
 from jaxtomo.commands import device
 from jaxtomo.elemental import atomic_number, composition, contrast, exponent, moments, shadowing, stacked, unexplained
-from jaxtomo.solvers.elements import poisson_dual
+from jaxtomo.solvers.elements import image_moments, poisson_dual, twice_around
+from jaxtomo.solvers.tvq import around
 from jaxtomo.thinning import choose, deviance, thinned
 
 TILTS = np.linspace(-70, 70, 15)
@@ -166,10 +167,48 @@ def test_counts_are_thinned():
 
 @pytest.mark.parametrize("counts", [0.005, 0.05, 0.2])
 def test_few_counts_of_a_true_mixture_say_nothing_against_it(counts):
-    for seed in range(4):
+    found = []
+    for seed in range(20):
         series, _ = recorded(counts, gamma=1.7, seed=seed)
         state = solvers.elements(NUMBERS).init(jt.Problem(series), jax.random.key(0))
-        assert float(state.unexplained) == 0 and float(state.gamma) == pytest.approx(1.7, abs=0.1)
+        found.append(float(state.unexplained))
+        assert float(state.gamma) == pytest.approx(1.7, abs=0.15)
+    assert np.count_nonzero(found) <= 2  # two standard errors
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5), (1, 1, 2), (3, 2, 1)])
+def test_means_of_means(shape):
+    images = jnp.asarray(np.random.default_rng(8).normal(size=shape), jnp.float32)
+    np.testing.assert_allclose(twice_around(images), around(around(images)), rtol=1e-5, atol=1e-6)
+    units = jnp.eye(shape[1] * shape[2]).reshape(-1, *shape[1:])  # each pixel's weights, column by column
+    squares = jnp.einsum("j,jxy->xy", images[0].ravel() ** 2, around(around(units)) ** 2)
+    np.testing.assert_allclose(twice_around(images[:1] ** 2, 2)[0], squares, rtol=1e-5)
+
+
+def test_moments_of_images_are_freed_of_noise_at_borders_and_masks():
+    rng = np.random.default_rng(7)
+    mean = rng.uniform(0.1, 0.6, (2, 5, 20, 18))
+    mean[:, :, 5:12, 4:12] += 2
+    clean = np.einsum("e,etxy->txy", [1.0, 3.0], mean)
+    shadows = np.array([0.5, 1.4])[:, None, None, None] * np.ones((1, 5, 1, 1))
+    live = np.ones((5, 20, 18))
+    live[:, :3] = live[:, 8:10, 9] = live[2] = 0
+    trust, noise = jnp.asarray(live / 0.3, jnp.float32), jnp.full(live.shape, 0.3)
+    found = jax.jit(image_moments)
+
+    def of(haadf, counts, anything):
+        images = (jnp.asarray(np.where(live > 0, a, anything), jnp.float32) for a in (haadf, counts / shadows))
+        return found(*images, jnp.asarray(shadows, jnp.float32), trust, noise)
+
+    drawn = [
+        of(clean + np.sqrt(0.3) * rng.normal(size=live.shape), rng.poisson(shadows * mean), 1e4) for _ in range(200)
+    ]
+    exact = found(*(jnp.asarray(live * a, jnp.float32) for a in (clean, mean)), jnp.float32(1e9), trust, 0 * noise)
+    (products, against), energy = jax.tree.map(lambda *a: np.mean(a, 0), *drawn)
+    (true_products, true_against), true_energy = exact
+    np.testing.assert_allclose(products.sum(0), true_products.sum(0), rtol=0.02)
+    np.testing.assert_allclose(against.sum(0), true_against.sum(0), rtol=0.02)
+    np.testing.assert_allclose(energy.sum(), true_energy.sum(), rtol=0.02)
 
 
 def test_the_first_of_equal_weights_is_taken():

@@ -38,6 +38,12 @@ Files = Annotated[
     ),
 ]
 """Files by element, written Au=au.mrc Ag=ag.mrc."""
+ORIGINS = {
+    "given": "as given",
+    "held-back counts": "by counts that were held back",
+    "usual": "the usual one, as the maps are no counts",
+}
+"""What a weight comes from."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +111,20 @@ def run(settings: Elements, console: Console) -> Outcome:
     factors = [settings.sensitivity.get(symbol, 1.0) for symbol in numbers]
     given = {"gamma": settings.gamma, "sensitivity": factors, "shadows": settings.shadows}
     solver = partial(elements, [*numbers.values()], **given)
-    console.say(f"reading {source} and {len(numbers)} maps")
+    console.say(f"reading {source} and the maps of {', '.join(numbers)}")
     series, pose, alignment = _aligned(settings, console)
     problem = Problem(series, pose, thickness=settings.thickness)
-    weight, tried = settings.weight, {}
+    weight, tried, origin = settings.weight, {}, "given"
     if weight is None and not whole(problem.images[1:]):
-        weight = START
+        weight, origin = START, "usual"
         console.warn(
             f"the maps are no whole numbers of counts, so none can be held back to find the weight: {weight:g} is "
             "taken. Give counts as they were detected, or --weight."
         )
     elif weight is None:
         console.say("finding the weight: a fifth of the counts is held back, and predicted by the others")
-        choice = choose(problem, solver)
-        weight, tried = choice
+        choice = choose(problem, solver, say=console.say)
+        (weight, tried), origin = choice, "held-back counts"
         if choice.ended:
             console.warn(
                 f"no other weight was better than {weight:g}, the last that was tried: give --weight to go on."
@@ -131,8 +137,22 @@ def run(settings: Elements, console: Console) -> Outcome:
     refuse_diverged(result)
     seen = _shadows(problem, result) if settings.shadows else None
     facts = _facts(settings, folder, numbers, series, result, seen)
-    facts |= {"weight": weight, "weights_tried": [[w, deviance] for w, deviance in sorted(tried.items())]}
-    told = ("elements", "counts_per_pixel", "weight", "weights_tried", "gamma", "gamma_error", "unexplained", "shadows")
+    facts |= {
+        "weight": weight,
+        "weight_from": origin,
+        "weights_tried": [[w, deviance] for w, deviance in sorted(tried.items())],
+    }
+    told = (
+        "elements",
+        "counts_per_pixel",
+        "weight",
+        "weight_from",
+        "weights_tried",
+        "gamma",
+        "gamma_error",
+        "unexplained",
+        "shadows",
+    )
     extra: dict[str, Any] = {"composition": {name: facts[name] for name in told if name in facts}}
     extra |= {} if alignment is None else {"alignment": alignment}
     result = result.replace(
@@ -150,8 +170,9 @@ def run(settings: Elements, console: Console) -> Outcome:
     if "gamma" in facts:
         error = facts["gamma_error"]
         rows.append(("Z to the power of", f"{facts['gamma']:.3g}" + (f" ± {error:.2g}" if error else ", as given")))
-    rows.append(("HAADF", f"{facts['unexplained']:.0%} of it, at least, is of no mixture of the maps"))
-    rows.append(("weight", f"{weight:.3g}, " + ("by counts that were held back" if tried else "as given")))
+    if facts["unexplained"]:
+        rows.append(("HAADF", f"{facts['unexplained']:.0%} of it, at least, is not explained by the maps"))
+    rows.append(("weight", f"{weight:.3g}, {ORIGINS[origin]}"))
     rows += [("stopped", result.message), ("folder", folder)]
     return Outcome(f"{source}\n{table(rows)}", plain(facts))
 
@@ -188,6 +209,8 @@ def _numbers(settings: Elements) -> dict[str, int]:
     for symbol in settings.sensitivity:
         if symbol not in numbers:
             raise UsageError(f"--sensitivity {symbol}: has no map. There are {', '.join(numbers)}.")
+        if not 0 < settings.sensitivity[symbol] < float("inf"):
+            raise InputError(f"--sensitivity {symbol}={settings.sensitivity[symbol]:g}: give a positive factor.")
     for name, value in (("--bin", settings.bin), ("--steps", settings.steps), ("--thickness", settings.thickness)):
         if value is not None and value < 1:
             raise InputError(f"{name} {value}: give 1 or more.")

@@ -17,7 +17,7 @@ from .edges import HALF, NEAR, bounded
 from .measures import NAMES, Table, measured
 
 COVERED = 0.9  # of an interval
-UNSURE = 0.096  # of the contrast: how far from half height a surface may lie, see `unsure`
+UNSURE = 0.08  # of the contrast: how far from half height a surface may lie, see `unsure`
 USUAL = np.arange(-60.0, 61.0, 2.0)  # degrees, of tilts that are not known
 MOST = {"tilted": 90.0, "sphericity": 1.0, "fraction": 1.0}
 """What some values can be at most; all are 0 or more."""
@@ -93,13 +93,13 @@ def intervals(
 
 
 def unsure(tilt_deg) -> float:
-    """Share of the contrast by which a surface may be off half height: `UNSURE` √e, with the elongation e that the
-    tilts make of a point, see `resolution.wedge_elongation`.
+    """Share of the contrast by which a surface may be off half height: `UNSURE` e, with the elongation e that the tilts
+    make of a point, see `resolution.wedge_elongation`.
 
-    The form and its constant are a choice, made on phantoms. Of the particles of others about nine of ten volumes lay
-    inside at ±70° and ±60°, and seven to nine at ±30°, by method; see benchmarks/RESULTS.md.
+    The form and its constant are a choice, made on phantoms. Of the particles of others nine of ten volumes lay inside
+    from ±70° to ±30°; see benchmarks/RESULTS.md.
     """
-    return float(min(UNSURE * np.sqrt(wedge_elongation(tilt_deg)), 0.4))
+    return float(min(UNSURE * wedge_elongation(tilt_deg), 0.4))
 
 
 def write_table(path: str | Path, bodies: Bodies, ends: Mapping[str, Interval] | None = None) -> None:

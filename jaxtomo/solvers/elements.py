@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from ..elemental import USUAL, contrast, exponent, moments, shadowing, unexplained
 from ..errors import InputError
@@ -15,7 +17,7 @@ from ..penalty import Field, divergence, gradient, squared_length
 from ..solve import Solver
 from .fit import rough, typical
 from .sirt import inverse, ray_lengths
-from .tvq import around
+from .tvq import around, neighbours
 
 RELAXATION = 1.8
 BALANCE = 4  # dual steps over λ, as in tv
@@ -70,8 +72,8 @@ def elements(
     matter Σ_e k_e ρ_e in units of its own, and w the inverse variance of the HAADF, measured in its own images. All
     channels share geometry and poses; what ties them is the HAADF, and that matter as a whole has few edges: where one
     element takes the place of another it has none. Penalties that tie edges of the same sign, √Σ_e |∇u_e|² or one
-    weighted by what the HAADF shows, mixed elements that lie inside each other. What part of the HAADF no mixture of
-    the maps explains is measured first (`unexplained`), and counts as its error.
+    weighted by what the HAADF shows, mixed elements that lie inside each other. What part of the HAADF the sum of the
+    maps leaves unexplained is measured first (`elemental.unexplained`), and counts as its error.
 
     The images `[1 + element, tilt, y, x]` are the HAADF, of 0 where there is none, and the counts y_e of each element.
     The volume `[1 + element, z, y, x]` explains them channel by channel: first what the HAADF shows, Σ_e c k_e Z_e^γ
@@ -156,7 +158,7 @@ def precision(noise, level, weights, model):
 def _init(problem, known, believed):
     weights = jnp.broadcast_to(problem.weights, problem.images.shape)
     counted = problem.images[1:]
-    smooth = jax.lax.map(lambda a: around(around(a)), counted)  # single counts say nothing of a density
+    smooth = lax.map(lambda a: around(around(a)), counted)  # single counts say nothing of a density
     volume, density = rough(problem.replace(images=jnp.concatenate([problem.images[:1], smooth])))
     noise, level = noise_and_level(problem.images[0], weights[0])
     trust = believed * precision(noise, level, weights[0], MODEL)
@@ -166,8 +168,9 @@ def _init(problem, known, believed):
     )
     reference = jnp.broadcast_to(problem.project(reference), counted.shape)
     shadows = jnp.where(known.shadows_fitted, shadowing(reference, counted, weights[1:]), 1.0)
-    corrected = counted / jnp.maximum(shadows, LEAST)
-    found, energy = image_moments(problem.images[0], corrected, shadows, trust, noise)
+    shadowed = jnp.maximum(shadows, LEAST)
+    corrected = counted / shadowed
+    found, energy = image_moments(problem.images[0], corrected, shadowed, trust, noise)
     fitted, error = exponent(found, known.numbers, known.sensitivity)
     gamma = jnp.where(known.gamma_fitted, fitted, known.gamma)
     scale = contrast(problem.images[0], corrected, weights[0], known.numbers, known.sensitivity, gamma)
@@ -197,34 +200,37 @@ def _init(problem, known, believed):
 
 
 def image_moments(haadf, maps, shadows, trust, noise):
-    """`moments` of measured maps and Σ w y² of each HAADF image, freed of their noise. All are smoothed by the same,
-    which the sum of elements does not mind and their noise does; pixels count by the noise of HAADF and maps together.
+    """`moments` of measured maps and, `[tilt]`, Σ w y² of each HAADF image, freed of their noise. All are smoothed by
+    the same S, which the sum of elements does not mind and their noise does: of independent noise of variance σ² it
+    leaves Σ_j S_ij² σ_j². Pixels count by the noise of HAADF and maps together.
+
+    Args:
+        haadf: `[tilt, x, y]`.
+        maps: `[element, tilt, x, y]`, counts over `shadows [element, tilt, 1, 1]`.
+        trust: `[tilt, x, y]`, the inverse variance of the HAADF, 0 where a pixel says nothing.
+        noise: `[tilt, x, y]`, its variance.
     """
-    along, across = (_twice_around(length) for length in haadf.shape[1:])
-
-    def filtered(images, along, across):
-        return jnp.einsum("ax,...xy,by->...ab", along, images, across, precision="highest")
-
-    def smooth(images):
-        return filtered(images, along, across)
-
-    def left_over(variance):  # of what is independent from pixel to pixel
-        return filtered(variance, along**2, across**2)
-
+    haadf, maps, noise, counted = (jnp.where(trust > 0, a, 0) for a in (haadf, maps, noise, maps / shadows))
     per_count = jnp.sum(haadf) / jnp.maximum(jnp.sum(maps), 1e-20)
-    level = jnp.maximum(around(haadf), 0)
-    pixels = trust / (1 + trust * per_count * level)
-    live = trust > 0
-    energy = jnp.sum(pixels * (smooth(live * haadf) ** 2 - left_over(live * noise)), (1, 2))
-    noise = left_over(live * maps / jnp.maximum(shadows, LEAST))
-    return moments(smooth(live * maps), smooth(live * haadf), pixels, noise), energy
+    pixels = trust / (1 + trust * per_count * jnp.maximum(around(haadf), 0))
+    energy = jnp.sum(pixels * (twice_around(haadf) ** 2 - twice_around(noise, 2)), (1, 2))
+    return moments(twice_around(maps), twice_around(haadf), pixels, twice_around(counted, 2)), energy
 
 
-def _twice_around(length):
-    """Along a line, means over three neighbours, of those that exist, of such means, `[length, length]`."""
-    near = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)) <= 1
-    once = near / jnp.sum(near, 1, keepdims=True)
-    return jnp.matmul(once, once, precision="highest")
+def twice_around(images, power: int = 1):
+    """Means over 3 × 3 pixels, of those that exist, of such means, by weights to this `power`."""
+    for axis in (-2, -1):
+        length = images.shape[axis]
+        mean = np.pad(1 / neighbours(length), 1)
+        before, here, after = mean[:-2], mean[1:-1], mean[2:]
+        taps = (here * np.stack([before, before + here, before + here + after, here + after, after])) ** power
+        pads = [(0, 0)] * images.ndim
+        pads[axis] = (2, 2)
+        padded = jnp.pad(images, pads)
+        shifted = (lax.slice_in_dim(padded, k, k + length, axis=axis % images.ndim) for k in range(5))
+        weighed = (part * (tap[:, None] if axis == -2 else tap) for part, tap in zip(shifted, taps, strict=True))
+        images = sum(weighed, start=jnp.zeros_like(images))
+    return images
 
 
 def poisson_dual(dual, rate, counted, step):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..priors.voxels import voxels
@@ -29,9 +30,14 @@ def count_weights(problem):
 
 def around(images):
     """Means over 3 × 3 pixels, of those that exist: a border is not a dark neighbour."""
-    counted = jnp.ones((1, *images.shape[1:]))
-    summed, counted = (lax.reduce_window(a, 0.0, lax.add, (1, 3, 3), (1, 1, 1), "SAME") for a in (images, counted))
-    return summed / counted
+    rows, columns = (neighbours(length) for length in images.shape[1:])
+    return lax.reduce_window(images, 0.0, lax.add, (1, 3, 3), (1, 1, 1), "SAME") / (rows[:, None] * columns)
+
+
+def neighbours(length: int) -> np.ndarray:
+    """How many of three neighbours on a line exist, `[length]`: 3, but at the ends."""
+    at = np.arange(length)
+    return np.float32(3) - (at == 0) - (at == length - 1)
 
 
 def tvq(weight: float = 0.4, power: float = 0.7, steps: int = 500, rate: float = 0.1, start=None) -> Solver:
