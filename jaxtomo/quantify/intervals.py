@@ -65,7 +65,8 @@ def intervals(
         raise InputError("1 sample: give 2 or more, or none.")
     find, search = particles if bodies.sign > 0 else pores, bodies.search._replace(threshold=bodies.threshold)
     tables, summaries = [], []
-    for share in (HALF - unsure(tilt_deg), HALF + unsure(tilt_deg)):
+    off = unsure(tilt_deg, sampled=len(samples) > 0)
+    for share in (HALF - off, HALF + off):
         labels, level = bounded(bodies.labels, bodies.sign * bodies.volume, bodies.envelope, share)
         table = measured(labels, bodies.volume, bodies.sign * level, bodies.sign, bodies.voxel_nm)
         tables.append(_of_each(bodies, table))
@@ -92,14 +93,16 @@ def intervals(
     return {name: _interval(v, t[:2], t[2:], covered, MOST.get(name, np.inf)) for name, (v, t) in known.items()}
 
 
-def unsure(tilt_deg) -> float:
+def unsure(tilt_deg, sampled: bool = False) -> float:
     """Share of the contrast by which a surface may be off half height: `UNSURE` e, with the elongation e that the tilts
-    make of a point, see `resolution.wedge_elongation`.
+    make of a point, see `resolution.wedge_elongation`. Where samples tell a part of what the wedge leaves open, if
+    `sampled`, `UNSURE` √e beside them.
 
-    The form and its constant are a choice, made on phantoms. Of the particles of others nine of ten volumes lay inside
-    from ±70° to ±30°; see benchmarks/RESULTS.md.
+    The forms and their constant are a choice, made on phantoms. Of the particles of others nine of ten volumes lay
+    inside from ±70° to ±30°; see benchmarks/RESULTS.md.
     """
-    return float(min(UNSURE * wedge_elongation(tilt_deg), 0.4))
+    elongation = wedge_elongation(tilt_deg)
+    return float(min(UNSURE * (np.sqrt(elongation) if sampled else elongation), 0.4))
 
 
 def write_table(path: str | Path, bodies: Bodies, ends: Mapping[str, Interval] | None = None) -> None:
