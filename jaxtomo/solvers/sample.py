@@ -55,7 +55,7 @@ def sample(
         trust: of the images over the network: the share of the noise level that counts as its error.
         corrections: CG steps.
         freedom: what of the poses is learned on the way, at every level from what the network expects; None for
-            nothing. The guides follow them.
+            nothing. The guides follow them. Poses that `refine` found before were better on phantoms.
     """
     if steps < 2 or samples < 1:
         raise InputError(f"{steps} steps and {samples} samples: give 2 or more and 1 or more.")
