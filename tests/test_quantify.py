@@ -149,6 +149,7 @@ def test_what_is_too_small_joins_no_neighbour():
     assert np.count_nonzero(quantify.particles(volume).labels) == 216
 
 
+@pytest.mark.optimised(False)
 def test_intervals_cover_what_samples_are_drawn_around():
     """About nine of ten bodies: every sample has its own sizes, as the truth has."""
     rng, inside, widths = np.random.default_rng(0), [], []
@@ -239,6 +240,7 @@ def test_the_command_measures_a_volume(tmp_path, capsys, monkeypatch):
     assert cli.main(["quantify", str(tmp_path)]) == 3 and "no finished run" in capsys.readouterr().err
 
 
+@pytest.mark.optimised(False)
 def test_the_command_measures_a_run_with_its_samples(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fine = balls([(24, 24, 24, 12, 12, 12)], (48, 48, 48)).astype(np.float32)
