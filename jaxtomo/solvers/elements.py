@@ -158,7 +158,7 @@ def precision(noise, level, weights, model):
 def _init(problem, known, believed):
     weights = jnp.broadcast_to(problem.weights, problem.images.shape)
     counted = problem.images[1:]
-    smooth = lax.map(lambda a: around(around(a)), counted)  # single counts say nothing of a density
+    smooth = twice_around(counted)  # single counts say nothing of a density
     volume, density = rough(problem.replace(images=jnp.concatenate([problem.images[:1], smooth])))
     noise, level = noise_and_level(problem.images[0], weights[0])
     trust = believed * precision(noise, level, weights[0], MODEL)
