@@ -120,7 +120,7 @@ def independent(series, truth) -> dict[str, tuple[list[float], float, str]]:
 def joint(series, truth, numbers, weight: float | None = None, **given) -> tuple[list[float], float, str]:
     problem = jt.Problem(series)
     if weight is None:
-        weight = choose(problem, lambda weight: elements(numbers, weight, **given), 150).weight
+        weight = choose(problem, lambda weight: elements(numbers, weight, **given)).weight
     result = jt.reconstruct(problem, elements(numbers, weight, **given), callbacks=(), assess=False)
     gamma = f"γ {result.history['gamma'][-1]:.2f} ± {result.history['gamma_error'][-1]:.2f}"
     return *scores(result.volume[1:], truth), f"weight {weight:.2f}, {gamma}"

@@ -77,7 +77,7 @@ def elements(result: Reconstruction) -> Section:
             f"<p>HAADF intensity grows with Z to the power of {found['gamma']:.3g}{error}. An error near 0.1 is "
             "what is expected of any microscope: then the images themselves say nothing of it.</p>"
         )
-    if "unexplained" in found:
+    if found.get("unexplained"):
         table += (
             f"<p>{found['unexplained']:.0%} of the HAADF (root mean square), at least, is not in proportion to the sum "
             "of the maps by these factors and powers of Z; the less they explain, the less it counts beside the maps. "

@@ -91,8 +91,8 @@ def unexplained(found, energy, factors):
 
         √(1 - (Σ w y Σ_e a_e p_e)² / (Σ w y² Σ w (Σ_e a_e p_e)²))
 
-    less two standard errors, so 0 where counts are too few to say. Of a hundred series of a true mixture two have more.
-    How sure the images are is seen by leaving out one tilt after the other. [Efron 1982, the jackknife]
+    less two standard errors, so 0 where counts are too few to say. Of a hundred series of a true mixture up to three
+    had more. How sure the images are is seen by leaving out one tilt after the other. [Efron 1982, the jackknife]
 
     Args:
         found: `moments` of each tilt.
